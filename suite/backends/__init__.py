@@ -1,0 +1,1 @@
+"""What can serve a trace: one file or folder per backend."""

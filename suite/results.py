@@ -1,0 +1,123 @@
+"""What a run leaves behind: a folder with manifest, requests and service log, written as one piece.
+
+`requests.parquet`, one row per request of the trace, in trace order:
+    id, client, session (str or null)
+    arrival, admitted, first_token, finish      seconds on the run's clock, NaN where it never happened;
+                                                arrival = when it was sent, admitted = first admission
+    prompt_tokens, output_tokens                tokens; output_tokens = tokens really generated
+    cached_tokens                               prompt tokens found in the prefix cache at first admission
+    recomputed_tokens                           tokens computed again after preemptions
+    preemptions                                 times it lost its place
+    weight                                      its client's weight
+    status                                      "finished", "rejected" (never fits), "cancelled" (a request
+                                                it comes after was not served)
+
+`service.parquet`, the service log, in time order:
+    time, client, extend, cached, recomputed, output
+Input columns count at admission, output tokens as generated; a row with output may cover a whole stretch of
+decode steps that ended at `time`.
+
+`manifest.json`: what was run, on what, with which versions and digests; see `Manifest`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from suite.errors import BadInput
+
+REQUEST_COLUMNS = (
+    "id", "client", "session", "arrival", "admitted", "first_token", "finish", "prompt_tokens",
+    "output_tokens", "cached_tokens", "recomputed_tokens", "preemptions", "weight", "status",
+)  # fmt: skip
+SERVICE_COLUMNS = ("time", "client", "extend", "cached", "recomputed", "output")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run was. Everything but `times` and `command` is the same when the run is repeated.
+
+    `cell` is the digest of all that decides the outcome; `labels` are the coordinates of the run in its
+    experiment (workload, scheduler, swept parameters, seed), for grouping and captions.
+    """
+
+    cell: str
+    labels: dict[str, Any]
+    trace: dict[str, Any]
+    """`digest` and `header` of the trace."""
+    scheduler: dict[str, Any]
+    """`name` as shown, `target` (module:Class or path:Class), `parameters` (defaults filled in), `source`
+    (SHA-256 of its file)."""
+    backend: dict[str, Any]
+    """The validated backend section of the experiment, defaults filled in."""
+    engine: dict[str, Any]
+    """What the backend says of itself and of the run: KV pool in tokens, steps, preemptions, ..."""
+    versions: dict[str, str]
+    command: str = ""
+    times: dict[str, Any] = field(default_factory=dict)
+    """Wall-clock facts: started, seconds. The only part that differs between identical runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run, in memory. Frames have the columns named in this module's docstring."""
+
+    manifest: Manifest
+    requests: pd.DataFrame
+    service: pd.DataFrame
+
+
+def write(run: Run, folder: Path) -> None:
+    """Write a run as one piece: the folder is there with everything in it, or as it was before."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        draft.chmod(0o755)
+        run.requests.to_parquet(draft / "requests.parquet", index=False)
+        run.service.to_parquet(draft / "service.parquet", index=False)
+        (draft / "manifest.json").write_text(
+            json.dumps(asdict(run.manifest), indent=2, sort_keys=True) + "\n"
+        )
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read(folder: Path) -> Run:
+    """Read a run folder. Raises `BadInput` naming the file that is missing or damaged."""
+    return Run(
+        read_manifest(folder),
+        _frame(folder / "requests.parquet", REQUEST_COLUMNS),
+        _frame(folder / "service.parquet", SERVICE_COLUMNS),
+    )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read only the manifest of a run folder."""
+    path = folder / "manifest.json"
+    try:
+        return Manifest(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise BadInput(f"{folder}: not a run folder: {path.name} is missing") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(f"{path}: not a manifest of this suite: {error}") from None
+
+
+def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise BadInput(f"{path}: columns missing: {', '.join(missing)}")
+    return frame

@@ -1,0 +1,1 @@
+"""Every workload family of the suite, one file each."""
