@@ -1,1 +1,1 @@
-"""Scheduling policies, one file each. Standard library only: engines load them in environments of their own."""
+"""Scheduling policies, one file each. Standard library only: engines load them in their own environments."""
