@@ -45,7 +45,8 @@ class Request:
 class Waiting(Protocol):
     """The host's view of the waiting requests. Prefix matches in it are always fresh.
 
-    Iterables must not be kept across a `yield`: ask again, or take a list.
+    `by_arrival` and `of` give live views: ask again after a `yield`. `by_longest_prefix` gives the order at
+    the time of the call, safe to walk across `yield`s.
     """
 
     def __len__(self) -> int:
@@ -64,10 +65,7 @@ class Waiting(Protocol):
         """Tokens of the request's prompt that the prefix cache holds now and would spare it."""
 
     def by_longest_prefix(self, clients: Collection[str] | None = None) -> Iterable[Request]:
-        """The waiting requests (of `clients`, if given), most matched tokens first, ties by `sequence`.
-
-        The order is the one at the time of the call.
-        """
+        """The waiting requests (of `clients`, if given), most matched tokens first, ties by `sequence`."""
 
 
 Candidates: TypeAlias = Generator[Request, bool, None]
@@ -104,8 +102,14 @@ class Scheduler:
     def preempted(self, request: Request, now: float) -> None:
         """The request lost its place and waits again, with its old `sequence`."""
 
-    def finished(self, request: Request, reason: str, output_tokens: int, now: float) -> None:
-        """The request has left: `reason` is "stop" when it was served."""
+    def finished(
+        self, request: Request, reason: str, output_tokens: int, uncomputed_tokens: int, now: float
+    ) -> None:
+        """The request has left, from the batch or (only by an abort) from the waiting requests.
+
+        `reason` is "stop" when it was served, "abort" when it was withdrawn. `uncomputed_tokens` are extend
+        tokens that were charged at admission and never computed: 0 unless it was aborted in its prefill.
+        """
 
     def candidates(self, waiting: Waiting, now: float) -> Candidates:
         """Yield requests in the order to try them; each `yield` returns whether that one was admitted.
@@ -115,3 +119,10 @@ class Scheduler:
         """
         raise NotImplementedError
         yield
+
+
+def must_be_positive(name: str, value: float) -> float:
+    """Return `value`, or raise `ValueError` naming the parameter if it is not a finite number above 0."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a number above 0, got {value}")
+    return value

@@ -1,0 +1,123 @@
+"""The embedded backend: a deterministic simulator of one serving engine, on a virtual clock.
+
+It schedules, caches and evicts as vLLM V1 or SGLang does, step by step, and takes the duration of a step from
+a cost model. It generates no tokens; it knows how long every output is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from suite.backends.base import Outcome, Progress
+from suite.backends.simulator.cost import Cost, fitted, roofline
+from suite.backends.simulator.engine import Engine, Limits
+from suite.backends.simulator.journal import Journal
+from suite.backends.simulator.live import Live, lives
+from suite.backends.simulator.presets import GPUS, MODELS
+from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.vllm import VLLMEngine
+from suite.errors import BadInput, did_you_mean
+from suite.policies import SchedulerSpec
+from suite.results import REQUEST_COLUMNS, SERVICE_COLUMNS
+from suite.trace import Trace
+
+T = TypeVar("T")
+
+ENGINES: dict[str, type[VLLMEngine] | type[SGLangEngine]] = {"vllm": VLLMEngine, "sglang": SGLangEngine}
+
+MEMORY_UTILISATION = 0.9
+ACTIVATIONS = 1.5e9
+"""This share of GPU memory is used; what weights and these bytes of activations leave is KV pool."""
+
+
+class Simulator(BaseModel):
+    """Settings of the simulator, and the `Backend` that serves a trace with them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["simulator"] = "simulator"
+    engine: Literal["vllm", "sglang"] = "vllm"
+    """Whose scheduling loop, cache and eviction."""
+    model: str = "llama-3.1-8b"
+    gpu: str = "a10g"
+    max_running: int = Field(default=256, ge=1)
+    """Requests running at once."""
+    token_budget: int = Field(default=2048, ge=1)
+    """Tokens computed in one step (vLLM), or in one prefill batch (SGLang's chunk size)."""
+    kv_tokens: int | None = Field(default=None, ge=16)
+    """Size of the KV pool in tokens; by default what fits on the GPU beside the weights."""
+    cost: Path | None = None
+    """A file of fitted coefficients to use instead of the roofline of model and GPU."""
+
+    def run(self, trace: Trace, scheduler: SchedulerSpec, progress: Progress) -> Outcome:
+        """Serve the trace. Raises `BadInput` for unknown presets or a model that does not fit."""
+        if self.engine == "vllm" and self.token_budget < self.max_running:
+            raise BadInput(
+                f"backend: token_budget ({self.token_budget}) must be at least max_running "
+                f"({self.max_running}), so that every running request can decode in each step"
+            )
+        kv_tokens = self.pool_tokens()
+        requests = lives(trace)
+        limits = Limits(self.max_running, self.token_budget)
+        engine = ENGINES[self.engine](requests, scheduler.build(), self._cost(), limits, kv_tokens)
+        engine.run(progress)
+        return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine, kv_tokens))
+
+    def pool_tokens(self) -> int:
+        """Tokens of KV cache that fit."""
+        if self.kv_tokens is not None:
+            return self.kv_tokens
+        model = _preset("model", self.model, MODELS)
+        gpu = _preset("gpu", self.gpu, GPUS)
+        room = gpu.memory * MEMORY_UTILISATION - ACTIVATIONS - model.weight_bytes
+        if room < model.kv_bytes * 16:
+            raise BadInput(
+                f"backend: model {self.model!r} leaves no memory for a KV cache on gpu {self.gpu!r}"
+            )
+        return int(room // model.kv_bytes)
+
+    def _cost(self) -> Cost:
+        if self.cost is not None:
+            return fitted(self.cost)
+        return roofline(_preset("model", self.model, MODELS), _preset("gpu", self.gpu, GPUS))
+
+
+def _preset(kind: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise BadInput(f"backend.{kind}: unknown {kind} {name!r}; {did_you_mean(name, known)}")
+    return known[name]
+
+
+def _requests(trace: Trace, requests: list[Live]) -> pd.DataFrame:
+    rows = [
+        (
+            live.id, live.client, request.session, live.arrival, live.admitted, live.first_token, live.finish,
+            live.prompt_tokens, live.generated, live.cached, live.recomputed, live.preemptions, live.weight,
+            live.status,
+        )
+        for request, live in zip(trace.requests, requests, strict=True)
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS))
+
+
+def _service(journal: Journal) -> pd.DataFrame:
+    columns = (
+        journal.time, journal.client, journal.extend, journal.cached, journal.recomputed, journal.output
+    )  # fmt: skip
+    return pd.DataFrame(dict(zip(SERVICE_COLUMNS, columns, strict=True)))
+
+
+def _word(engine: Engine, kv_tokens: int) -> dict[str, Any]:
+    return {
+        "kv_tokens": kv_tokens,
+        "block_tokens": engine.pool.block,
+        "steps": engine.steps,
+        "decisions": engine.decisions,
+        "evicted_tokens": engine.pool.evicted * engine.pool.block,
+        "virtual_seconds": engine.now,
+    }

@@ -1,0 +1,94 @@
+"""The requests that decode: one token each in every step, many steps at once."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+
+from suite.backends.simulator.live import Live
+
+
+class Batch:
+    """Decoding requests in the order in which they joined, advanced without touching each of them.
+
+    `ticks` counts decode steps. A member's progress is the ticks since it joined; the next end comes from a
+    heap; who needs a new block at which tick depends only on its context length modulo the block size when it
+    joined, of which there are counts.
+    """
+
+    def __init__(self, block: int) -> None:
+        self.members: dict[Live, None] = {}
+        self.ticks = 0
+        self.context = 0
+        """Tokens attended in the next step, summed over members."""
+        self.by_client: dict[str, int] = {}
+        self._block = block
+        self._phases = [0] * block
+        self._ends: list[tuple[int, int, int, Live]] = []
+        self._joins = 0
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def join(self, live: Live) -> None:
+        """A request that has its first token (again) and needs more."""
+        self.members[live] = None
+        live.joined = self.ticks
+        self.context += live.prompt_tokens + live.generated
+        self._phases[(live.prompt_tokens + live.generated - 1 - self.ticks) % self._block] += 1
+        self.by_client[live.client] = self.by_client.get(live.client, 0) + 1
+        end = self.ticks + live.output_tokens - live.generated
+        self._joins += 1
+        heapq.heappush(self._ends, (end, live.sequence, self._joins, live))
+
+    def leave(self, live: Live) -> None:
+        """Take a request out and settle how much it has generated and computed."""
+        del self.members[live]
+        phase = self.phase(live)
+        live.generated += self.ticks - live.joined
+        live.computed = live.prompt_tokens + live.generated - 1
+        self.context -= live.prompt_tokens + live.generated
+        self._phases[phase] -= 1
+        self.by_client[live.client] -= 1
+        if not self.by_client[live.client]:
+            del self.by_client[live.client]
+
+    def generated(self, live: Live) -> int:
+        """Output tokens of a member so far."""
+        return live.generated + self.ticks - live.joined
+
+    def advance(self, steps: int) -> None:
+        """Give every member `steps` tokens."""
+        self.ticks += steps
+        self.context += steps * len(self.members)
+
+    def steps_to_end(self) -> int:
+        """Steps until the next member has all its tokens."""
+        while self._stale(self._ends[0]):
+            heapq.heappop(self._ends)
+        return self._ends[0][0] - self.ticks
+
+    def ended(self) -> Iterator[Live]:
+        """Members that have all their tokens, by `sequence`; the caller makes them leave."""
+        while self._ends and (self._ends[0][0] <= self.ticks or self._stale(self._ends[0])):
+            entry = heapq.heappop(self._ends)
+            if not self._stale(entry):
+                yield entry[3]
+
+    def blocks_needed(self, steps: int) -> int:
+        """New blocks that members need for the next `steps` steps."""
+        whole, part = divmod(steps, self._block)
+        phases = (self._phases[-(self.ticks + i) % self._block] for i in range(part))
+        return whole * len(self.members) + sum(phases)
+
+    def needs_block(self, live: Live) -> bool:
+        """Whether the member's next token begins a new block."""
+        return (self.phase(live) + self.ticks) % self._block == 0
+
+    def phase(self, live: Live) -> int:
+        """Context length minus ticks, modulo the block size: constant while it decodes."""
+        return (live.prompt_tokens + live.generated - 1 - live.joined) % self._block
+
+    def _stale(self, entry: tuple[int, int, int, Live]) -> bool:
+        end, _, _, live = entry
+        return live not in self.members or live.joined + live.output_tokens - live.generated != end

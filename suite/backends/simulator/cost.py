@@ -1,0 +1,133 @@
+"""How long a step takes: a roofline from presets, or coefficients fitted to a real machine.
+
+A step computes `new` tokens, attends over `attended` token pairs (for each new token, the tokens before it
+and itself), reads `read` tokens of KV cache and serves `sequences` requests. Both models give its duration as
+the greatest of one or two linear functions of these four, so a stretch of decode steps, in which `attended`
+and `read` grow by the batch size each step, has a closed form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from suite.backends.simulator.presets import GPU, Model
+from suite.errors import BadInput
+
+Line = tuple[float, float, float, float, float]
+"""Seconds for: the step itself, a new token, an attended pair, a KV token read, a sequence."""
+
+COMPUTE_EFFICIENCY = 0.6
+MEMORY_EFFICIENCY = 0.8
+STEP_OVERHEAD = 1e-3
+"""Stated assumptions of the roofline: shares of the data-sheet peaks that dense 16-bit kernels reach, and
+seconds of scheduling and launching a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Step durations in seconds, as the greatest of `lines`."""
+
+    lines: tuple[Line, ...]
+
+    def step(self, new: int, attended: int, read: int, sequences: int) -> float:
+        """Duration of one step."""
+        return max(
+            base + new * a + attended * b + read * c + sequences * d for base, a, b, c, d in self.lines
+        )
+
+    def decode(self, batch: int, context: int, steps: int) -> float:
+        """Duration of `steps` decode steps of `batch` requests that attend `context` tokens in the first."""
+        if steps == 1:
+            return self.step(batch, context, context, batch)
+        return self._total(self._decode_lines(batch, context), steps)
+
+    def steps_to(self, seconds: float, batch: int, context: int, most: int) -> int:
+        """The number of decode steps, at least 1 and at most `most`, that first reaches `seconds`."""
+        lines = self._decode_lines(batch, context)
+        least = min(_steps_on_line(seconds, first, growth, most) for first, growth in lines)
+        steps = max(1, min(least, most))
+        while steps > 1 and self._total(lines, steps - 1) >= seconds:
+            steps -= 1
+        while steps < most and self._total(lines, steps) < seconds:
+            steps += 1
+        return steps
+
+    def _decode_lines(self, batch: int, context: int) -> list[tuple[float, float]]:
+        """For each line: the duration of the first step, and its growth with each further step."""
+        return [
+            (base + batch * (a + d) + context * (b + c), batch * (b + c)) for base, a, b, c, d in self.lines
+        ]
+
+    @staticmethod
+    def _total(lines: list[tuple[float, float]], steps: int) -> float:
+        """Sum over steps of the greatest line; two lines cross at most once."""
+        if len(lines) == 1:
+            return _series(*lines[0], 0, steps)
+        low, high = sorted(lines, key=lambda line: (line[1], line[0]))
+        if high[1] == low[1]:
+            return _series(*high, 0, steps)
+        crossing = min(max(ceil((low[0] - high[0]) / (high[1] - low[1])), 0), steps)
+        return _series(*low, 0, crossing) + _series(*high, crossing, steps)
+
+
+def _series(first: float, growth: float, begin: int, end: int) -> float:
+    """Sum of first + growth * i for begin <= i < end."""
+    return (end - begin) * (first + growth * (begin + end - 1) / 2)
+
+
+def _steps_on_line(seconds: float, first: float, growth: float, most: int) -> int:
+    """Roughly how many steps of durations first, first + growth, ... reach `seconds`."""
+    if first * most < seconds and growth == 0:
+        return most
+    if growth == 0:
+        return ceil(seconds / first)
+    half = first / growth - 0.5
+    return ceil(min(most, sqrt(half * half + 2 * seconds / growth) - half))
+
+
+def roofline(model: Model, gpu: GPU) -> Cost:
+    """A step takes as long as its arithmetic or its memory traffic, whichever is longer, plus an overhead.
+
+    Arithmetic: 2 FLOPs a parameter and new token, 4 * layers * heads * head_dim an attended pair, at
+    `COMPUTE_EFFICIENCY` of peak. Traffic: all weights once a step and the KV cache read, at
+    `MEMORY_EFFICIENCY` of bandwidth.
+    """
+    flop = 1 / (gpu.flops * COMPUTE_EFFICIENCY)
+    byte = 1 / (gpu.bandwidth * MEMORY_EFFICIENCY)
+    pair = 4 * model.layers * model.heads * model.head_dim
+    compute = (STEP_OVERHEAD, 2 * model.layer_parameters * flop, pair * flop, 0.0, 0.0)
+    traffic = (STEP_OVERHEAD + model.weight_bytes * byte, 0.0, 0.0, model.kv_bytes * byte, 0.0)
+    return Cost((compute, traffic))
+
+
+class Coefficients(BaseModel):
+    """A file of fitted coefficients: seconds for each unit of work, as YAML or JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: float = Field(gt=0, allow_inf_nan=False)
+    token: float = Field(ge=0, allow_inf_nan=False)
+    attended: float = Field(ge=0, allow_inf_nan=False)
+    read: float = Field(ge=0, allow_inf_nan=False)
+    sequence: float = Field(ge=0, allow_inf_nan=False)
+
+
+def fitted(path: Path) -> Cost:
+    """The cost of fitted coefficients. Raises `BadInput` naming file and field."""
+    try:
+        loaded = Coefficients.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: cannot be read as coefficients: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        spot = ".".join(map(str, first["loc"])) or "file"
+        raise BadInput(
+            f"{path}: {spot}: {first['msg']}; a coefficients file has exactly the numbers "
+            f"{', '.join(Coefficients.model_fields)}, in seconds"
+        ) from None
+    return Cost(((loaded.step, loaded.token, loaded.attended, loaded.read, loaded.sequence),))

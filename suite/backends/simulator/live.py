@@ -1,0 +1,117 @@
+"""A request while it is being served, and when requests are sent."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from math import inf, nan
+
+from baselines.scheduler import Request
+from suite.backends.simulator.tree import Addresses, Content, Node
+from suite.trace import REPLY, Trace
+
+
+class Live(Request):
+    """A request of the trace with its state in the engine.
+
+    `content` is what has to be in KV memory before the next new token: the prompt and, after a preemption,
+    what was generated; `computed` of `target` such tokens are there. `tip` is the deepest cached node it
+    holds and `beyond` its content after that. `node`, `at` and `rest` make it a `tree.Mark` while it is
+    `followed`.
+    """
+
+    __slots__ = (
+        "admitted", "at", "beyond", "cached", "computed", "content", "finish", "first_token", "followed",
+        "followers",
+        "generated", "joined", "missing", "most_computed", "node", "not_before", "output_address",
+        "output_tokens", "preemptions", "prompt", "recomputed", "rest", "status", "target", "think", "tip",
+    )  # fmt: skip
+
+    content: Content
+    prompt: Content
+    node: Node
+    at: int
+    rest: Content
+    tip: Node
+    beyond: Content
+
+    def __init__(
+        self, id: str, client: str, weight: float, priority: int, content: Content, output_tokens: int
+    ) -> None:
+        super().__init__(id, client, -1, nan, sum(tokens for _, tokens in content), weight, priority)
+        self.content = self.prompt = content
+        self.output_tokens = output_tokens
+        self.output_address = 0
+        self.target = self.prompt_tokens
+        self.computed = 0
+        self.most_computed = 0
+        self.generated = 0
+        self.joined = 0
+        self.admitted = self.first_token = self.finish = nan
+        self.cached = self.recomputed = self.preemptions = 0
+        self.status = "waiting"
+        self.followed = False
+        self.followers: list[Live] = []
+        self.missing = 0
+        self.not_before = 0.0
+        self.think = 0.0
+
+    def with_output(self) -> Content:
+        """The prompt and all that was generated so far."""
+        return (*self.prompt, (self.output_address, self.generated)) if self.generated else self.prompt
+
+
+def lives(trace: Trace) -> list[Live]:
+    """Every request of the trace as a fresh `Live`, linked to those that come after it."""
+    addresses = Addresses()
+    made: dict[str, Live] = {}
+    for request in trace.requests:
+        content = tuple((addresses.of(id), tokens) for id, tokens in request.prompt)
+        live = Live(
+            request.id, request.client, request.weight, request.priority, content, request.output_tokens
+        )
+        live.output_address = addresses.of(REPLY + request.id)
+        live.not_before, live.think, live.missing = request.arrival, request.think, len(request.after)
+        for parent in request.after:
+            made[parent].followers.append(live)
+        made[request.id] = live
+    return list(made.values())
+
+
+class Arrivals:
+    """Requests that are still to be sent, by time; ties in the order of the trace."""
+
+    def __init__(self, requests: list[Live]) -> None:
+        self._order = {request: i for i, request in enumerate(requests)}
+        self._heap = [
+            (request.not_before, i, request) for i, request in enumerate(requests) if not request.missing
+        ]
+        heapq.heapify(self._heap)
+
+    def next_time(self) -> float:
+        """When the next request is sent; infinity if none is known."""
+        return self._heap[0][0] if self._heap else inf
+
+    def due(self, now: float) -> Iterator[Live]:
+        """Take out the requests sent by `now`, setting their `arrival`."""
+        while self._heap and self._heap[0][0] <= now:
+            time, _, request = heapq.heappop(self._heap)
+            request.arrival = time
+            yield request
+
+    def served(self, request: Live) -> None:
+        """The request has finished: those that come after it draw nearer."""
+        for follower in request.followers:
+            follower.missing -= 1
+            follower.not_before = max(follower.not_before, request.finish + follower.think)
+            if not follower.missing and follower.status == "waiting":
+                heapq.heappush(self._heap, (follower.not_before, self._order[follower], follower))
+
+    def lost(self, request: Live) -> None:
+        """The request will never be served: all that come after it are cancelled."""
+        todo = list(request.followers)
+        while todo:
+            follower = todo.pop()
+            if follower.status == "waiting":
+                follower.status = "cancelled"
+                todo += follower.followers

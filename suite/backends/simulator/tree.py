@@ -1,0 +1,207 @@
+"""A radix tree over prompt content, in which waiting requests mark how far their prompts are cached.
+
+Content is a tuple of pieces. A piece is a run of consecutive addresses `(address, tokens)` in one endless
+space of tokens in which every segment id owns a stretch (see `Addresses`), so equal addresses are equal
+tokens and content is compared without any token being made. Edges hold several pieces and are compared as
+tuples, at C speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+Piece: TypeAlias = tuple[int, int]
+Content: TypeAlias = tuple[Piece, ...]
+
+NOTHING_MORE = -1
+"""Key of a mark whose content ends where its match ends."""
+
+
+class Addresses:
+    """Where each segment id's endless token stream begins in the space of all tokens."""
+
+    STREAM = 1 << 24
+    """Longer than any segment, so that no two streams touch."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, int] = {}
+
+    def of(self, id: str) -> int:
+        """Address of the first token of the stream named `id`."""
+        return self._streams.setdefault(id, len(self._streams) * self.STREAM)
+
+
+class Mark(Protocol):
+    """Some content and the place in the tree up to which it is cached.
+
+    That is `at` tokens, within or at the end of `node`; `rest` is the content beyond.
+    """
+
+    content: Content
+    node: Node
+    at: int
+    rest: Content
+
+
+class Node:
+    """The cached tokens from `start` to `end` on one path from the root.
+
+    `holds` counts who needs the node: running requests whose path ends here, and children that are held.
+    """
+
+    __slots__ = ("children", "end", "holds", "inside", "label", "parent", "stamp", "start", "waiting")
+
+    def __init__(self, parent: Node | None, label: Content, start: int, end: int) -> None:
+        self.parent = parent
+        self.label = label
+        self.start = start
+        self.end = end
+        self.children: dict[int, Node] = {}
+        self.holds = 0
+        self.stamp = 0
+        self.waiting: dict[int, dict[Mark, None]] = {}
+        """Marks at the end of this node, by their next address: who gains when a child is added."""
+        self.inside: dict[Mark, None] = {}
+        """Marks before the end of this node."""
+
+
+class Tree:
+    """The cached content as a radix tree. `moved` is called with every mark whose match has changed."""
+
+    def __init__(self, moved: Callable[[Mark], None]) -> None:
+        self.root = Node(None, (), 0, 0)
+        self.root.holds = 1
+        self._moved = moved
+
+    # -- content -------------------------------------------------------------------------------------------
+
+    def walk(self, node: Node, rest: Content) -> tuple[Node, int, Content]:
+        """Follow `rest` down from the end of `node`: deepest node reached, tokens matched, what is left."""
+        while rest:
+            child = node.children.get(rest[0][0])
+            if child is None:
+                break
+            label = child.label
+            size = len(label)
+            if rest[:size] == label:
+                node, rest = child, rest[size:]
+                continue
+            common, rest = _common(label, rest)
+            if child.start + common < child.end:
+                return child, child.start + common, rest
+            node = child
+        return node, node.end, rest
+
+    def split(self, node: Node, at: int) -> Node:
+        """Cut `node` in two at `at` tokens; return the new upper part. The lower keeps its identity."""
+        parent = node.parent
+        assert parent is not None
+        assert node.start < at < node.end
+        head, tail = cut(node.label, at - node.start)
+        upper = Node(parent, head, node.start, at)
+        upper.holds = 1 if node.holds else 0
+        upper.stamp = node.stamp
+        upper.children[tail[0][0]] = node
+        parent.children[head[0][0]] = upper
+        node.parent, node.label, node.start = upper, tail, at
+        for mark in [mark for mark in node.inside if mark.at <= at]:
+            del node.inside[mark]
+            self._place(mark, upper)
+        return upper
+
+    def add(self, parent: Node, label: Content, tokens: int) -> Node:
+        """Add a child of `tokens` tokens. Marks that waited for its first address move on into it."""
+        child = Node(parent, label, parent.end, parent.end + tokens)
+        address = label[0][0]
+        parent.children[address] = child
+        for mark in parent.waiting.pop(address, ()):
+            node, mark.at, mark.rest = self.walk(parent, mark.rest)
+            self._place(mark, node)
+            self._moved(mark)
+        return child
+
+    def shorten(self, node: Node, end: int) -> None:
+        """Drop the tokens of a leaf beyond `end`. Marks beyond it fall back to it."""
+        marks = [mark for marks in node.waiting.values() for mark in marks]
+        marks += [mark for mark in node.inside if mark.at >= end]
+        node.waiting.clear()
+        node.label = cut(node.label, end - node.start)[0]
+        node.end = end
+        for mark in marks:
+            node.inside.pop(mark, None)
+            self._fall_back(mark, node)
+
+    def remove(self, node: Node) -> None:
+        """Drop a leaf. Its marks fall back to its parent."""
+        parent = node.parent
+        assert parent is not None
+        assert not node.children
+        del parent.children[node.label[0][0]]
+        marks = [mark for marks in node.waiting.values() for mark in marks]
+        for mark in [*marks, *node.inside]:
+            self._fall_back(mark, parent)
+
+    # -- marks ---------------------------------------------------------------------------------------------
+
+    def mark(self, mark: Mark) -> None:
+        """Put the mark where its content stops being cached; from now on it moves with the cache."""
+        node, mark.at, mark.rest = self.walk(self.root, mark.content)
+        self._place(mark, node)
+
+    def unmark(self, mark: Mark) -> None:
+        """Take the mark out of the tree."""
+        node = mark.node
+        if mark.at < node.end:
+            del node.inside[mark]
+            return
+        address = _next_address(mark)
+        same = node.waiting[address]
+        del same[mark]
+        if not same:
+            del node.waiting[address]
+
+    def _place(self, mark: Mark, node: Node) -> None:
+        mark.node = node
+        if mark.at < node.end:
+            node.inside[mark] = None
+        else:
+            node.waiting.setdefault(_next_address(mark), {})[mark] = None
+
+    def _fall_back(self, mark: Mark, node: Node) -> None:
+        changed = mark.at != node.end
+        mark.at, mark.rest = node.end, cut(mark.content, node.end)[1]
+        self._place(mark, node)
+        if changed:
+            self._moved(mark)
+
+
+def _next_address(mark: Mark) -> int:
+    """The first address of the mark's content that is not cached."""
+    return mark.rest[0][0] if mark.rest else NOTHING_MORE
+
+
+def cut(content: Content, tokens: int) -> tuple[Content, Content]:
+    """Content before and after its first `tokens` tokens."""
+    for i, (address, length) in enumerate(content):
+        if tokens < length:
+            if tokens == 0:
+                return content[:i], content[i:]
+            head, tail = (address, tokens), (address + tokens, length - tokens)
+            return (*content[:i], head), (tail, *content[i + 1 :])
+        tokens -= length
+    return content, ()
+
+
+def _common(label: Content, rest: Content) -> tuple[int, Content]:
+    """Tokens that two unequal contents share, and what is left of `rest` after them."""
+    shared = 0
+    for i, ((address, length), piece) in enumerate(zip(label, rest, strict=False)):
+        if piece[0] != address:
+            return shared, rest[i:]
+        if piece[1] != length:
+            common = min(length, piece[1])
+            left = ((address + common, piece[1] - common),) if piece[1] > common else ()
+            return shared + common, left + rest[i + 1 :]
+        shared += length
+    return shared, rest[min(len(label), len(rest)) :]
