@@ -12,8 +12,8 @@ class Batch:
     """Decoding requests in the order in which they joined, advanced without touching each of them.
 
     `ticks` counts decode steps. A member's progress is the ticks since it joined; the next end comes from a
-    heap; who needs a new block at which tick depends only on its context length modulo the block size when it
-    joined, of which there are counts.
+    heap; at which ticks it needs a new block depends only on its context length when it joined, modulo the
+    block size.
     """
 
     def __init__(self, block: int) -> None:
@@ -23,7 +23,8 @@ class Batch:
         """Tokens attended in the next step, summed over members."""
         self.by_client: dict[str, int] = {}
         self._block = block
-        self._phases = [0] * block
+        self._turns = [0] * block
+        """Members by the tick, modulo the block size, at which they need a new block."""
         self._ends: list[tuple[int, int, int, Live]] = []
         self._joins = 0
 
@@ -35,7 +36,7 @@ class Batch:
         self.members[live] = None
         live.joined = self.ticks
         self.context += live.prompt_tokens + live.generated
-        self._phases[(live.prompt_tokens + live.generated - 1 - self.ticks) % self._block] += 1
+        self._turns[self._turn(live)] += 1
         self.by_client[live.client] = self.by_client.get(live.client, 0) + 1
         end = self.ticks + live.output_tokens - live.generated
         self._joins += 1
@@ -44,11 +45,10 @@ class Batch:
     def leave(self, live: Live) -> None:
         """Take a request out and settle how much it has generated and computed."""
         del self.members[live]
-        phase = self.phase(live)
+        self._turns[self._turn(live)] -= 1
         live.generated += self.ticks - live.joined
         live.computed = live.prompt_tokens + live.generated - 1
         self.context -= live.prompt_tokens + live.generated
-        self._phases[phase] -= 1
         self.by_client[live.client] -= 1
         if not self.by_client[live.client]:
             del self.by_client[live.client]
@@ -78,16 +78,18 @@ class Batch:
     def blocks_needed(self, steps: int) -> int:
         """New blocks that members need for the next `steps` steps."""
         whole, part = divmod(steps, self._block)
-        phases = (self._phases[-(self.ticks + i) % self._block] for i in range(part))
-        return whole * len(self.members) + sum(phases)
+        begin = self.ticks % self._block
+        turns = self._turns[begin : begin + part]
+        if begin + part > self._block:
+            turns += self._turns[: begin + part - self._block]
+        return whole * len(self.members) + sum(turns)
 
     def needs_block(self, live: Live) -> bool:
         """Whether the member's next token begins a new block."""
-        return (self.phase(live) + self.ticks) % self._block == 0
+        return self._turn(live) == self.ticks % self._block
 
-    def phase(self, live: Live) -> int:
-        """Context length minus ticks, modulo the block size: constant while it decodes."""
-        return (live.prompt_tokens + live.generated - 1 - live.joined) % self._block
+    def _turn(self, live: Live) -> int:
+        return (live.joined - (live.prompt_tokens + live.generated - 1)) % self._block
 
     def _stale(self, entry: tuple[int, int, int, Live]) -> bool:
         end, _, _, live = entry

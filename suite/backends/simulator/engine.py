@@ -171,7 +171,7 @@ class Engine(ABC):
         """Move a request from waiting to prefill; its cached prefix is held up to `tip`."""
         self.waiting.remove(live)
         self.pool.hold(tip)
-        live.tip, live.beyond = tip, cut(live.content, tip.end)[1]
+        live.tip, live.beyond = tip, cut(live.content, tip.end, live.target)[1]
         live.computed = cached
         if live.preemptions:
             self.policy.resumed(live, cached, self.now)
@@ -223,7 +223,7 @@ class Engine(ABC):
         """Put a request's full blocks up to `computed` tokens into the prefix cache."""
         end = computed // self.pool.block * self.pool.block
         if end > live.tip.end:
-            live.tip, live.beyond = self.pool.insert(live.tip, live.beyond, end)
+            live.tip, live.beyond = self.pool.insert(live.tip, live.beyond, end, live.target)
 
     def _advance(self, steps: int, decoded: int, ready: list[Live]) -> None:
         """Hand out tokens: `decoded` to each member of the batch, one to each request that is `ready`."""
@@ -260,16 +260,15 @@ class Engine(ABC):
 
     def _finish(self, live: Live) -> None:
         live.status, live.finish = "finished", self.now
-        live.beyond = cut(live.with_output(), live.tip.end)[1]
+        live.extend_content()
+        self._cache(live, live.computed)
         self._release(live)
         self.policy.finished(live, "stop", live.output_tokens, 0, self.now)
         self._arrivals.served(live)
         self._done += 1
 
     def _release(self, live: Live) -> None:
-        """Free a request's memory; its full blocks stay in the cache as far as `beyond` names them."""
-        if live.beyond:
-            self._cache(live, live.computed)
+        """Free a request's memory; what is cached of it becomes idle."""
         self.pool.give_back(self.pool.blocks(live.computed) - live.tip.end // self.pool.block)
         self.pool.drop(live.tip)
 
@@ -280,12 +279,12 @@ class Engine(ABC):
             self.chunked = None
         else:
             self.batch.leave(live)
-        live.beyond = cut(live.with_output(), live.tip.end)[1] if keep_output else ()
+        live.extend_content()
+        if keep_output:
+            self._cache(live, live.computed)
         self._release(live)
         live.preemptions += 1
         live.most_computed = max(live.most_computed, live.computed)
-        live.content = live.with_output()
-        live.target = live.prompt_tokens + live.generated
         self.waiting.add(live)
         self.policy.preempted(live, self.now)
 

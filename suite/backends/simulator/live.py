@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from math import inf, nan
 
 from baselines.scheduler import Request
-from suite.backends.simulator.tree import Addresses, Content, Node
+from suite.backends.simulator.tree import Addresses, Content, Node, cut
 from suite.trace import REPLY, Trace
 
 
@@ -56,9 +56,12 @@ class Live(Request):
         self.not_before = 0.0
         self.think = 0.0
 
-    def with_output(self) -> Content:
-        """The prompt and all that was generated so far."""
-        return (*self.prompt, (self.output_address, self.generated)) if self.generated else self.prompt
+    def extend_content(self) -> None:
+        """Make all that was generated so far part of the content."""
+        if self.generated:
+            self.content = (*self.prompt, (self.output_address, self.generated))
+            self.target = self.prompt_tokens + self.generated
+            self.beyond = cut(self.content, self.tip.end, self.target)[1]
 
 
 def lives(trace: Trace) -> list[Live]:

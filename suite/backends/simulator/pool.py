@@ -89,13 +89,13 @@ class Pool(ABC):
             assert node.parent is not None
             node = node.parent
 
-    def insert(self, tip: Node, beyond: Content, end: int) -> tuple[Node, Content]:
+    def insert(self, tip: Node, beyond: Content, end: int, total: int) -> tuple[Node, Content]:
         """Put private content that follows the held node `tip`, up to `end` tokens, into the cache.
 
-        The hold moves to the node that ends there, which is returned with the content beyond it. What was
-        cached already is shared, and the caller's private copy of it freed.
+        `beyond` reaches to `total` tokens. The hold moves to the node that ends at `end`, which is returned
+        with the content beyond it. What was cached already is shared, the caller's private copy of it freed.
         """
-        new, rest = cut(beyond, end - tip.end)
+        new, rest = cut(beyond, end - tip.end, total - tip.end)
         node, at, left = self.tree.walk(tip, new)
         if at < node.end:
             node = self.tree.split(node, at)
@@ -188,9 +188,9 @@ class SGLangPool(Pool):
         if not node.holds:
             self._unused(node)
 
-    def insert(self, tip: Node, beyond: Content, end: int) -> tuple[Node, Content]:
+    def insert(self, tip: Node, beyond: Content, end: int, total: int) -> tuple[Node, Content]:
         """As `Pool.insert`; the path counts as used."""
-        node, rest = super().insert(tip, beyond, end)
+        node, rest = super().insert(tip, beyond, end, total)
         self.touch(node)
         return node, rest
 

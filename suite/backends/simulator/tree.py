@@ -33,12 +33,13 @@ class Addresses:
 
 
 class Mark(Protocol):
-    """Some content and the place in the tree up to which it is cached.
+    """Some content of `target` tokens and the place in the tree up to which it is cached.
 
     That is `at` tokens, within or at the end of `node`; `rest` is the content beyond.
     """
 
     content: Content
+    target: int
     node: Node
     at: int
     rest: Content
@@ -98,7 +99,7 @@ class Tree:
         parent = node.parent
         assert parent is not None
         assert node.start < at < node.end
-        head, tail = cut(node.label, at - node.start)
+        head, tail = cut(node.label, at - node.start, node.end - node.start)
         upper = Node(parent, head, node.start, at)
         upper.holds = 1 if node.holds else 0
         upper.stamp = node.stamp
@@ -126,7 +127,7 @@ class Tree:
         marks = [mark for marks in node.waiting.values() for mark in marks]
         marks += [mark for mark in node.inside if mark.at >= end]
         node.waiting.clear()
-        node.label = cut(node.label, end - node.start)[0]
+        node.label = cut(node.label, end - node.start, node.end - node.start)[0]
         node.end = end
         for mark in marks:
             node.inside.pop(mark, None)
@@ -170,7 +171,7 @@ class Tree:
 
     def _fall_back(self, mark: Mark, node: Node) -> None:
         changed = mark.at != node.end
-        mark.at, mark.rest = node.end, cut(mark.content, node.end)[1]
+        mark.at, mark.rest = node.end, cut(mark.content, node.end, mark.target)[1]
         self._place(mark, node)
         if changed:
             self._moved(mark)
@@ -181,16 +182,33 @@ def _next_address(mark: Mark) -> int:
     return mark.rest[0][0] if mark.rest else NOTHING_MORE
 
 
-def cut(content: Content, tokens: int) -> tuple[Content, Content]:
-    """Content before and after its first `tokens` tokens."""
-    for i, (address, length) in enumerate(content):
+def cut(content: Content, tokens: int, total: int) -> tuple[Content, Content]:
+    """The first `tokens` tokens of content that is `total` tokens long, and the others."""
+    if 2 * tokens > total:
+        return _cut_behind(content, total - tokens)
+    for i, (_, length) in enumerate(content):
         if tokens < length:
-            if tokens == 0:
-                return content[:i], content[i:]
-            head, tail = (address, tokens), (address + tokens, length - tokens)
-            return (*content[:i], head), (tail, *content[i + 1 :])
+            return _cut_piece(content, i, tokens) if tokens else (content[:i], content[i:])
         tokens -= length
     return content, ()
+
+
+def _cut_behind(content: Content, tokens: int) -> tuple[Content, Content]:
+    """All but the last `tokens` tokens, and those."""
+    for i in range(len(content) - 1, -1, -1):
+        if not tokens:
+            return content[: i + 1], content[i + 1 :]
+        length = content[i][1]
+        if tokens < length:
+            return _cut_piece(content, i, length - tokens)
+        tokens -= length
+    return (), content
+
+
+def _cut_piece(content: Content, i: int, tokens: int) -> tuple[Content, Content]:
+    address, length = content[i]
+    head, tail = (address, tokens), (address + tokens, length - tokens)
+    return (*content[:i], head), (tail, *content[i + 1 :])
 
 
 def _common(label: Content, rest: Content) -> tuple[int, Content]:

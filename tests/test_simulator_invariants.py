@@ -1,0 +1,273 @@
+"""What must hold after every step of every engine under every policy, on random traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.dlpm import DLPM
+from baselines.fcfs import FCFS
+from baselines.lpm import LPM, LPMWithFallback
+from baselines.scheduler import Scheduler
+from baselines.vtc import VTC
+from suite.backends.simulator import sglang
+from suite.backends.simulator.cost import Cost
+from suite.backends.simulator.engine import Engine, Limits
+from suite.backends.simulator.live import Live, lives
+from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.tree import Content, Node
+from suite.backends.simulator.vllm import VLLMEngine
+from suite.trace import REPLY, Header, Request, Segment, Trace, checked
+
+COST = Cost(((1e-3, 1e-4, 1e-7, 0.0, 0.0), (5e-3, 0.0, 0.0, 1e-6, 1e-5)))
+POLICIES: list[Callable[[], Scheduler]] = [
+    FCFS,
+    LPM,
+    lambda: LPMWithFallback(threshold=3),
+    VTC,
+    lambda: VTC(charge="extend"),
+    lambda: DLPM(quantum=60),
+]
+ENGINES = {"vllm": (VLLMEngine, 24 * 16), "sglang": (SGLangEngine, 400)}
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Trace:
+    """Up to 25 requests of three clients that share prefixes in every way, some after another's reply."""
+    requests: list[Request] = []
+    for i in range(draw(st.integers(1, 25))):
+        client = draw(st.sampled_from("abc"))
+        after: tuple[str, ...] = ()
+        prompt = [Segment(f"{client}{draw(st.integers(0, 2))}", draw(st.sampled_from([15, 32, 48, 70])))]
+        if requests and draw(st.integers(0, 3)) == 0:
+            parent = draw(st.sampled_from(requests))
+            after = (parent.id,)
+            prompt = [*parent.prompt, Segment(REPLY + parent.id, parent.output_tokens)]
+        if draw(st.booleans()):
+            prompt.append(Segment(f"q{draw(st.integers(0, 9))}", draw(st.integers(1, 40))))
+        arrival = draw(st.integers(0, 40)) / 20
+        output = draw(st.sampled_from([1, 2, 7, 33, 80]))
+        requests.append(Request(str(i), client, arrival, tuple(prompt), output, after=after, think=0.1))
+    return checked(Trace(Header("random", 0, "test"), tuple(requests)))
+
+
+@pytest.fixture(autouse=True)
+def small_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGLang reserves so little for outputs that it has to retract."""
+    monkeypatch.setattr(sglang, "CLIP", 8)
+
+
+def _engine(kind: str, trace: Trace, policy: Scheduler) -> Engine:
+    make, kv_tokens = ENGINES[kind]
+    return make(lives(trace), policy, COST, Limits(running=5, tokens=64), kv_tokens)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=25, deadline=None)
+@given(trace=traces())
+def test_memory_and_matches_are_exact_after_every_step(
+    kind: str, policy: Callable[[], Scheduler], trace: Trace
+) -> None:
+    engine = _engine(kind, trace, policy())
+    step = engine._step
+
+    def checked_step() -> None:
+        step()
+        _check_memory(engine)
+        _check_matches(engine)
+
+    engine._step = checked_step  # type: ignore[method-assign]
+    engine.run(lambda share: None)
+    _check_outcome(engine)
+
+
+def _check_memory(engine: Engine) -> None:
+    """No block leaks, none has two owners, a held node's ancestors are held."""
+    pool, held, idle = engine.pool, 0, 0
+    for node in _nodes(pool.tree.root):
+        parent = node.parent
+        assert parent is not None
+        assert parent.end == node.start < node.end == node.start + sum(tokens for _, tokens in node.label)
+        assert parent.holds >= (node.holds > 0)
+        blocks = node.end // pool.block - node.start // pool.block
+        held, idle = (held + blocks, idle) if node.holds else (held, idle + blocks)
+    private = sum(pool.blocks(computed) - live.tip.end // pool.block for live, computed in _running(engine))
+    assert idle == pool.idle
+    assert pool.free >= 0
+    assert pool.free + idle + held + private == pool.capacity
+
+
+def _nodes(root: Node) -> Iterator[Node]:
+    for child in root.children.values():
+        yield child
+        yield from _nodes(child)
+
+
+def _running(engine: Engine) -> Iterator[tuple[Live, int]]:
+    for live in engine.batch.members:
+        yield live, live.prompt_tokens + engine.batch.generated(live) - 1
+    if engine.chunked:
+        yield engine.chunked, engine.chunked.computed
+
+
+def _check_matches(engine: Engine) -> None:
+    """The view's matches equal a token-by-token comparison with everything that is cached."""
+    waiting = list(engine.waiting.by_arrival())
+    followed = [live for live in waiting if isinstance(live, Live) and live.followed]
+    if not followed:
+        return
+    assert len(followed) == len(waiting)
+    cached = [list(_tokens(path)) for path in _paths(engine.pool.tree.root, ())]
+    for live in followed:
+        prompt = list(_tokens(live.content))
+        longest = max((_common(prompt, path) for path in cached), default=0)
+        block = engine.pool.block
+        assert engine.waiting.matched(live) == min(longest, len(prompt) - 1) // block * block
+
+
+def _paths(node: Node, content: Content) -> Iterator[Content]:
+    if not node.children:
+        yield content + node.label
+    for child in node.children.values():
+        yield from _paths(child, content + node.label)
+
+
+def _tokens(content: Content) -> Iterator[int]:
+    for address, tokens in content:
+        yield from range(address, address + tokens)
+
+
+def _common(one: list[int], other: list[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _check_outcome(engine: Engine) -> None:
+    """Nobody lost, tokens conserved, causes before effects, the log agrees with the requests."""
+    journal = engine.journal
+    finished = [live for live in engine.requests if live.status == "finished"]
+    assert all(live.status in ("finished", "rejected", "cancelled") for live in engine.requests)
+    for live in finished:
+        assert live.generated == live.output_tokens
+        assert 0 <= live.cached < live.prompt_tokens
+        assert live.arrival <= live.admitted < live.first_token <= live.finish
+        assert live.arrival >= live.not_before - 1e-12
+    assert list(journal.time) == sorted(journal.time)
+    assert sum(journal.output) == sum(live.output_tokens for live in finished)
+    assert sum(journal.extend) == sum(live.prompt_tokens - live.cached for live in finished)
+    assert sum(journal.cached) == sum(live.cached for live in finished)
+    assert sum(journal.recomputed) == sum(live.recomputed for live in engine.requests)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@settings(max_examples=40, deadline=None)
+@given(trace=traces())
+def test_service_charged_equals_service_logged(kind: str, trace: Trace) -> None:
+    policy = DLPM(quantum=60)
+    granted: dict[str, float] = {}
+    refill = policy._refill
+
+    def counted_refill(clients: object) -> None:
+        before = dict(policy.deficits)
+        refill(clients)  # type: ignore[arg-type]
+        for client, deficit in policy.deficits.items():
+            granted[client] = granted.get(client, 0.0) + deficit - before[client]
+
+    policy._refill = counted_refill  # type: ignore[method-assign,assignment]
+    engine = _engine(kind, trace, policy)
+    engine.run(lambda share: None)
+    rows = zip(engine.journal.client, engine.journal.extend, engine.journal.output, strict=True)
+    logged: dict[str, float] = {}
+    for client, extend, output in rows:
+        logged[client] = logged.get(client, 0.0) + extend + 2 * output
+    charged = {c: granted.get(c, 0.0) - deficit for c, deficit in policy.deficits.items()}
+    assert charged == pytest.approx(logged)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15, deadline=None)
+@given(trace=traces())
+def test_taking_decode_stretches_at_once_changes_nothing(
+    kind: str, policy: Callable[[], Scheduler], trace: Trace
+) -> None:
+    quick, slow = _engine(kind, trace, policy()), _engine(kind, trace, policy())
+    slow._stretch = lambda: 1  # type: ignore[method-assign]
+    quick.run(lambda share: None)
+    slow.run(lambda share: None)
+    assert quick.steps == slow.steps
+    for one, other in zip(quick.requests, slow.requests, strict=True):
+        assert (one.status, one.cached, one.preemptions) == (other.status, other.cached, other.preemptions)
+        assert (one.admitted, one.first_token, one.finish) == pytest.approx(
+            (other.admitted, other.first_token, other.finish), rel=1e-9, nan_ok=True
+        )
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15, deadline=None)
+@given(trace=traces())
+def test_work_conservation(kind: str, policy: Callable[[], Scheduler], trace: Trace) -> None:
+    """After a decision, either nobody waits, or no slot, budget or memory was left for the next offer."""
+    engine = _engine(kind, trace, policy())
+    admit, refused = engine._admit, []
+    attempt = engine._try
+
+    def noted_try(live: Live, work: object) -> bool:
+        admitted = attempt(live, work)  # type: ignore[arg-type]
+        refused.append(not admitted)
+        return admitted
+
+    def checked_admit(work: object) -> None:
+        refused.clear()
+        admit(work)  # type: ignore[arg-type]
+        stopped_by_memory = bool(refused and refused[-1])
+        assert not engine.waiting or stopped_by_memory or not engine._open(work)  # type: ignore[arg-type]
+
+    assert engine.policy.work_conserving
+    engine._try = noted_try  # type: ignore[method-assign]
+    engine._admit = checked_admit  # type: ignore[method-assign]
+    engine.run(lambda share: None)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_random_traces_do_preempt_and_evict(kind: str) -> None:
+    """The tests above would be empty if the pool were never short."""
+    requests = tuple(
+        Request(str(i), "abc"[i % 3], 0.01 * i, (Segment(f"p{i % 5}", 70), Segment(f"q{i}", 30)), 60)
+        for i in range(20)
+    )
+    engine = _engine(kind, Trace(Header("dense", 0, "test"), requests), LPM())
+    engine.run(lambda share: None)
+    assert sum(live.preemptions for live in engine.requests) > 0
+    assert engine.pool.evicted > 0
+    assert sum(live.recomputed for live in engine.requests) > 0
+
+
+def test_two_bounds_hold_for_backlogged_clients() -> None:
+    """Theorem 4.1: actual service of two backlogged DLPM clients differs by at most 2 (U + quantum)."""
+    quantum, prompt, output = 100.0, 90, 40
+    requests = []
+    for i in range(60):
+        for c, documents in (("a", 2), ("b", 40)):
+            prompt_segments = (Segment(f"{c}{i % documents}", 60), Segment(f"{c}q{i}", prompt - 60))
+            requests.append(Request(f"{c}{i}", c, 0.0, prompt_segments, output))
+    policy = DLPM(quantum=quantum)
+    engine = _engine("vllm", Trace(Header("backlog", 0, "test"), tuple(requests)), policy)
+    engine.run(lambda share: None)
+    last_admission = min(max(live.admitted for live in engine.requests if live.client == c) for c in "ab")
+    bound = 2 * (prompt + 2 * 5 * output + quantum)
+    journal, service, widest = engine.journal, {"a": 0.0, "b": 0.0}, 0.0
+    rows = list(zip(journal.time, journal.client, journal.extend, journal.output, strict=True))
+    for time, group in groupby(rows, key=lambda row: row[0]):
+        if time >= last_admission:
+            break
+        for _, client, extend, out in group:
+            service[client] += extend + 2 * out
+        widest = max(widest, abs(service["a"] - service["b"]))
+    assert 0 < widest <= bound
