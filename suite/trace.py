@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -179,8 +180,8 @@ def read(path: Path) -> Trace:
         raise BadInput(f"{path}: no such trace file")
     try:
         trace, digest, first = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path)
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise BadInput(f"{path}: cannot be read as a trace: {error}") from error
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
+        raise BadInput(f"{path}: cannot be read as a trace: {' '.join(str(error).split())}") from error
     checked(trace, lambda i: f"{path}:{first + i}")
     if digest is not None and digest != trace.digest:
         raise BadInput(

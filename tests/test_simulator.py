@@ -313,4 +313,4 @@ def test_outcome_has_a_row_for_every_request_and_the_service_log() -> None:
     totals = outcome.service.groupby("client")[["extend", "cached", "recomputed", "output"]].sum()
     assert totals.loc["x"].tolist() == [40, 0, 0, 3]
     assert totals.loc["y"].tolist() == [8, 32, 0, 1]
-    assert outcome.engine["kv_tokens"] == Simulator().pool_tokens()
+    assert outcome.engine["kv_tokens"] == Simulator().pool_tokens() // 16 * 16

@@ -157,11 +157,14 @@ def _check_outcome(engine: Engine) -> None:
         assert 0 <= live.cached < live.prompt_tokens
         assert live.arrival <= live.admitted < live.first_token <= live.finish
         assert live.arrival >= live.not_before - 1e-12
-    assert list(journal.time) == sorted(journal.time)
-    assert sum(journal.output) == sum(live.output_tokens for live in finished)
-    assert sum(journal.extend) == sum(live.prompt_tokens - live.cached for live in finished)
-    assert sum(journal.cached) == sum(live.cached for live in finished)
-    assert sum(journal.recomputed) == sum(live.recomputed for live in engine.requests)
+    times = [row.time for row in journal.rows]
+    assert times == sorted(times)
+    assert sum(row.output for row in journal.rows) == sum(live.output_tokens for live in finished)
+    assert sum(row.extend for row in journal.rows) == sum(
+        live.prompt_tokens - live.cached for live in finished
+    )
+    assert sum(row.cached for row in journal.rows) == sum(live.cached for live in finished)
+    assert sum(row.recomputed for row in journal.rows) == sum(live.recomputed for live in engine.requests)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -181,10 +184,9 @@ def test_service_charged_equals_service_logged(kind: str, trace: Trace) -> None:
     policy._refill = counted_refill  # type: ignore[method-assign,assignment]
     engine = _engine(kind, trace, policy)
     engine.run(lambda share: None)
-    rows = zip(engine.journal.client, engine.journal.extend, engine.journal.output, strict=True)
     logged: dict[str, float] = {}
-    for client, extend, output in rows:
-        logged[client] = logged.get(client, 0.0) + extend + 2 * output
+    for row in engine.journal.rows:
+        logged[row.client] = logged.get(row.client, 0.0) + row.extend + 2 * row.output
     charged = {c: granted.get(c, 0.0) - deficit for c, deficit in policy.deficits.items()}
     assert charged == pytest.approx(logged)
 
@@ -262,12 +264,11 @@ def test_two_bounds_hold_for_backlogged_clients() -> None:
     engine.run(lambda share: None)
     last_admission = min(max(live.admitted for live in engine.requests if live.client == c) for c in "ab")
     bound = 2 * (prompt + 2 * 5 * output + quantum)
-    journal, service, widest = engine.journal, {"a": 0.0, "b": 0.0}, 0.0
-    rows = list(zip(journal.time, journal.client, journal.extend, journal.output, strict=True))
-    for time, group in groupby(rows, key=lambda row: row[0]):
+    service, widest = {"a": 0.0, "b": 0.0}, 0.0
+    for time, rows in groupby(engine.journal.rows, key=lambda row: row.time):
         if time >= last_admission:
             break
-        for _, client, extend, out in group:
-            service[client] += extend + 2 * out
+        for row in rows:
+            service[row.client] += row.extend + 2 * row.output
         widest = max(widest, abs(service["a"] - service["b"]))
     assert 0 < widest <= bound

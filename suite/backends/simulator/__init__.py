@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
 from suite.backends.simulator.cost import Cost, fitted, roofline
 from suite.backends.simulator.engine import Engine, Limits
@@ -56,17 +57,20 @@ class Simulator(BaseModel):
 
     def run(self, trace: Trace, scheduler: SchedulerSpec, progress: Progress) -> Outcome:
         """Serve the trace. Raises `BadInput` for unknown presets or a model that does not fit."""
+        requests = lives(trace)
+        engine = self.engine_for(requests, scheduler.build())
+        engine.run(progress)
+        return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine))
+
+    def engine_for(self, requests: list[Live], policy: Scheduler) -> Engine:
+        """A fresh engine with these settings. Raises `BadInput` as `run` does."""
         if self.engine == "vllm" and self.token_budget < self.max_running:
             raise BadInput(
                 f"backend: token_budget ({self.token_budget}) must be at least max_running "
                 f"({self.max_running}), so that every running request can decode in each step"
             )
-        kv_tokens = self.pool_tokens()
-        requests = lives(trace)
         limits = Limits(self.max_running, self.token_budget)
-        engine = ENGINES[self.engine](requests, scheduler.build(), self._cost(), limits, kv_tokens)
-        engine.run(progress)
-        return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine, kv_tokens))
+        return ENGINES[self.engine](requests, policy, self._cost(), limits, self.pool_tokens())
 
     def pool_tokens(self) -> int:
         """Tokens of KV cache that fit."""
@@ -106,15 +110,12 @@ def _requests(trace: Trace, requests: list[Live]) -> pd.DataFrame:
 
 
 def _service(journal: Journal) -> pd.DataFrame:
-    columns = (
-        journal.time, journal.client, journal.extend, journal.cached, journal.recomputed, journal.output
-    )  # fmt: skip
-    return pd.DataFrame(dict(zip(SERVICE_COLUMNS, columns, strict=True)))
+    return pd.DataFrame(journal.rows, columns=list(SERVICE_COLUMNS))
 
 
-def _word(engine: Engine, kv_tokens: int) -> dict[str, Any]:
+def _word(engine: Engine) -> dict[str, Any]:
     return {
-        "kv_tokens": kv_tokens,
+        "kv_tokens": engine.pool.capacity * engine.pool.block,
         "block_tokens": engine.pool.block,
         "steps": engine.steps,
         "decisions": engine.decisions,

@@ -28,9 +28,6 @@ class Batch:
         self._ends: list[tuple[int, int, int, Live]] = []
         self._joins = 0
 
-    def __len__(self) -> int:
-        return len(self.members)
-
     def join(self, live: Live) -> None:
         """A request that has its first token (again) and needs more."""
         self.members[live] = None
@@ -77,6 +74,8 @@ class Batch:
 
     def blocks_needed(self, steps: int) -> int:
         """New blocks that members need for the next `steps` steps."""
+        if steps == 1:
+            return self._turns[self.ticks % self._block]
         whole, part = divmod(steps, self._block)
         begin = self.ticks % self._block
         turns = self._turns[begin : begin + part]

@@ -27,6 +27,9 @@ STEP_OVERHEAD = 1e-3
 """Stated assumptions of the roofline: shares of the data-sheet peaks that dense 16-bit kernels reach, and
 seconds of scheduling and launching a step."""
 
+_Growing = tuple[float, float]
+"""The duration of the first step of a stretch, and its growth with each further one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -42,37 +45,37 @@ class Cost:
 
     def decode(self, batch: int, context: int, steps: int) -> float:
         """Duration of `steps` decode steps of `batch` requests that attend `context` tokens in the first."""
-        if steps == 1:
-            return self.step(batch, context, context, batch)
-        return self._total(self._decode_lines(batch, context), steps)
+        return _total(self._greatest(batch, context, steps), steps)
 
     def steps_to(self, seconds: float, batch: int, context: int, most: int) -> int:
         """The number of decode steps, at least 1 and at most `most`, that first reaches `seconds`."""
-        lines = self._decode_lines(batch, context)
-        least = min(_steps_on_line(seconds, first, growth, most) for first, growth in lines)
-        steps = max(1, min(least, most))
-        while steps > 1 and self._total(lines, steps - 1) >= seconds:
+        lines = self._greatest(batch, context, most)
+        if _total(lines, most) < seconds:
+            return most
+        steps = max(1, min(most, *(_steps_on_line(seconds, first, growth) for first, growth in lines)))
+        while steps > 1 and _total(lines, steps - 1) >= seconds:
             steps -= 1
-        while steps < most and self._total(lines, steps) < seconds:
+        while _total(lines, steps) < seconds:
             steps += 1
         return steps
 
-    def _decode_lines(self, batch: int, context: int) -> list[tuple[float, float]]:
-        """For each line: the duration of the first step, and its growth with each further step."""
-        return [
+    def _greatest(self, batch: int, context: int, steps: int) -> tuple[_Growing, ...]:
+        """Which lines are the greatest in the course of this many decode steps, in that order."""
+        growing = [
             (base + batch * (a + d) + context * (b + c), batch * (b + c)) for base, a, b, c, d in self.lines
         ]
+        first = max(growing)
+        last = max(growing, key=lambda line: line[0] + line[1] * (steps - 1))
+        return (first,) if first == last or first[1] >= last[1] else (first, last)
 
-    @staticmethod
-    def _total(lines: list[tuple[float, float]], steps: int) -> float:
-        """Sum over steps of the greatest line; two lines cross at most once."""
-        if len(lines) == 1:
-            return _series(*lines[0], 0, steps)
-        low, high = sorted(lines, key=lambda line: (line[1], line[0]))
-        if high[1] == low[1]:
-            return _series(*high, 0, steps)
-        crossing = min(max(ceil((low[0] - high[0]) / (high[1] - low[1])), 0), steps)
-        return _series(*low, 0, crossing) + _series(*high, crossing, steps)
+
+def _total(lines: tuple[_Growing, ...], steps: int) -> float:
+    """Sum over steps of the greatest line; two lines cross once."""
+    if len(lines) == 1:
+        return _series(*lines[0], 0, steps)
+    (low, slow), (high, fast) = lines
+    crossing = min(max(ceil((low - high) / (fast - slow)), 0), steps)
+    return _series(low, slow, 0, crossing) + _series(high, fast, crossing, steps)
 
 
 def _series(first: float, growth: float, begin: int, end: int) -> float:
@@ -80,14 +83,12 @@ def _series(first: float, growth: float, begin: int, end: int) -> float:
     return (end - begin) * (first + growth * (begin + end - 1) / 2)
 
 
-def _steps_on_line(seconds: float, first: float, growth: float, most: int) -> int:
-    """Roughly how many steps of durations first, first + growth, ... reach `seconds`."""
-    if first * most < seconds and growth == 0:
-        return most
+def _steps_on_line(seconds: float, first: float, growth: float) -> int:
+    """How many steps of durations first, first + growth, ... reach `seconds`, give or take rounding."""
     if growth == 0:
         return ceil(seconds / first)
     half = first / growth - 0.5
-    return ceil(min(most, sqrt(half * half + 2 * seconds / growth) - half))
+    return ceil(sqrt(half * half + 2 * seconds / growth) - half)
 
 
 def roofline(model: Model, gpu: GPU) -> Cost:

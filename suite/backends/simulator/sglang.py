@@ -50,7 +50,7 @@ class SGLangEngine(Engine):
                 self._full = False
         elif self.batch.members:
             self._retract()
-            self.pool.take(len(self.batch))
+            self.pool.take(len(self.batch.members))
             undecided = self.chunked or (self.waiting and not self._full)
             self._decode(1 if undecided else self._stretch())
         else:
@@ -86,7 +86,7 @@ class SGLangEngine(Engine):
     def _open(self, work: Prefill) -> bool:
         if work.tokens >= self.limits.tokens:
             return False
-        no_slot = len(self.batch) + len(work.chunks) >= self.limits.running
+        no_slot = len(self.batch.members) + len(work.chunks) >= self.limits.running
         no_memory = self.pool.available - self._reserved <= 0
         if no_slot or (no_memory and work.chunks):
             self._full = True
@@ -111,15 +111,15 @@ class SGLangEngine(Engine):
     def _retract(self) -> None:
         """Free memory for one decode step by taking requests back, those with the least output first."""
         batch = self.batch
-        if len(batch) <= self.pool.available:
+        if len(batch.members) <= self.pool.available:
             return
         order = sorted(batch.members, key=lambda live: (batch.generated(live), -live.prompt_tokens))
         for live in order:
-            if len(batch) <= max(1, self.pool.available):
+            if len(batch.members) <= max(1, self.pool.available):
                 break
             self._preempt(live, keep_output=False)
             self._full = False
-        if self.chunked and len(batch) > self.pool.available:
+        if self.chunked and len(batch.members) > self.pool.available:
             self._preempt(self.chunked, keep_output=False)
 
     def _finish(self, live: Live) -> None:

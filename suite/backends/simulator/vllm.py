@@ -73,10 +73,10 @@ class VLLMEngine(Engine):
         return 0
 
     def _budget(self, work: Prefill) -> int:
-        return self.limits.tokens - len(self.batch) - work.tokens
+        return self.limits.tokens - len(self.batch.members) - work.tokens
 
     def _open(self, work: Prefill) -> bool:
-        return self._budget(work) > 0 and len(self.batch) + len(work.chunks) < self.limits.running
+        return self._budget(work) > 0 and len(self.batch.members) + len(work.chunks) < self.limits.running
 
     def _try(self, live: Live, work: Prefill) -> bool:
         pool = self.pool

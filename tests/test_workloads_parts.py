@@ -1,0 +1,271 @@
+"""Arrival processes, length distributions and clients: their statistics against the known truth."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from workloads.arrivals import Arrivals, ClosedLoop, Constant, Gamma, OnOff, Poisson, Ramp, Think
+from workloads.clients import Clients, Counted, Misbehaviour, Named, resolve, zipf
+from workloads.lengths import Lengths
+from workloads.streams import stream
+
+arrivals = TypeAdapter[Any](Arrivals)
+lengths = TypeAdapter[Any](Lengths)
+clients = TypeAdapter[Any](Clients)
+
+# -- streams -----------------------------------------------------------------------------------------------
+
+
+def test_a_stream_is_fixed_for_ever_and_by_its_whole_name() -> None:
+    assert stream(1, "a", "b").integers(1000, size=3).tolist() == [289, 511, 934]
+    first = stream(1, "a", "b").random()
+    others = [stream(2, "a", "b"), stream(1, "ab"), stream(1, "b", "a"), stream(1, "a", "b", "")]
+    assert all(other.random() != first for other in others)
+
+
+# -- arrivals ----------------------------------------------------------------------------------------------
+
+OPEN = [
+    Constant(),
+    Poisson(),
+    Gamma(cv=0.5),
+    Gamma(cv=3),
+    OnOff(busy=2, silent=3),
+    OnOff(busy=2, silent=3, cv=0),
+    Ramp(start=0, end=1),
+    Ramp(start=5, end=1, cv=2),
+    Ramp(start=2, end=2),
+]
+
+
+@pytest.mark.parametrize("process", OPEN, ids=str)
+def test_arrivals_ascend_within_the_duration_at_the_mean_rate(process: Any) -> None:
+    times = list(process.times(2.0, 5000.0, stream(0, "x")))
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert times[-1] < 5000
+    cv = getattr(process, "cv", 1.0)
+    assert len(times) == pytest.approx(10_000, abs=4 * cv * math.sqrt(10_000) + 1)
+
+
+@pytest.mark.parametrize("cv", [0, 0.5, 1, 3])
+def test_even_the_shortest_window_sees_the_mean_rate(cv: float) -> None:
+    """A process that began with a whole gap at time 0 would be far off here, for every cv but 1."""
+    process = Constant() if cv == 0 else Gamma(cv=cv)
+    rng = stream(0, "x")
+    counts = [len(list(process.times(1.0, 1.0, rng))) for _ in range(4000)]
+    assert np.mean(counts) == pytest.approx(1.0, abs=4 * np.std(counts) / math.sqrt(len(counts)) + 1e-9)
+
+
+@pytest.mark.parametrize(("process", "cv"), [(Constant(), 0), (Poisson(), 1), (Gamma(cv=0.4), 0.4)])
+def test_gaps_have_the_stated_variation(process: Any, cv: float) -> None:
+    gaps = np.diff(list(process.times(5.0, 4000.0, stream(0, "x"))))
+    assert gaps.mean() == pytest.approx(0.2, rel=0.03)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=0.03)
+
+
+def test_a_bursty_process_has_bursty_gaps() -> None:
+    gaps = np.diff(list(Gamma(cv=4).times(10.0, 20_000.0, stream(0, "x"))))
+    assert gaps.std() / gaps.mean() == pytest.approx(4, rel=0.05)
+
+
+spans = st.floats(0.5, 50)
+
+
+@settings(max_examples=50)
+@given(busy=spans, silent=spans, duration=st.floats(10, 300))
+def test_on_off_is_silent_when_off_and_even_when_on(busy: float, silent: float, duration: float) -> None:
+    times = np.array(list(OnOff(busy=busy, silent=silent, cv=0).times(4.0, duration, stream(0, "x"))))
+    within = times % (busy + silent)
+    assert np.all((within <= busy + 1e-6) | (within >= busy + silent - 1e-6))
+    rate = 4.0 * (busy + silent) / busy
+    first = np.count_nonzero(times < busy)
+    assert first == pytest.approx(rate * min(busy, duration), abs=1.001)
+
+
+@settings(max_examples=50)
+@given(start=st.floats(0, 10), end=st.floats(0.1, 10), part=st.floats(0, 1), backwards=st.booleans())
+def test_a_ramp_follows_its_line(start: float, end: float, part: float, backwards: bool) -> None:
+    if backwards:
+        start, end = end, start
+    times = np.array(list(Ramp(start=start, end=end, cv=0).times(3.0, 100.0, stream(0, "x"))))
+    area = (start * part + (end - start) * part**2 / 2) / ((start + end) / 2)
+    assert np.count_nonzero(times < part * 100) == pytest.approx(300 * area, abs=1.001)
+
+
+def test_a_closed_loop_chains_each_users_units() -> None:
+    loop = ClosedLoop(concurrency=6, think=Think(mean=2.0))
+    starts = loop.starts(rate=0.5, share=0.5, duration=20.0, rng=stream(0, "x"))
+    assert [start.after for start in starts] == [None] * 3 + list(range(7))
+    assert [start.think for start in starts] == [0.0] * 3 + [2.0] * 7
+    assert {start.time for start in starts} == {0.0}
+
+
+def test_a_closed_loop_gives_every_client_a_user_with_something_to_do() -> None:
+    starts = ClosedLoop(concurrency=2).starts(rate=0.01, share=0.1, duration=1.0, rng=stream(0, "x"))
+    assert starts == [(0.0, None, 0.0)]
+
+
+def test_think_times_have_mean_and_cv() -> None:
+    rng = stream(0, "x")
+    drawn = np.array([Think(mean=8, cv=0.5).draw(rng) for _ in range(20_000)])
+    assert drawn.mean() == pytest.approx(8, rel=0.02)
+    assert drawn.std() / drawn.mean() == pytest.approx(0.5, rel=0.03)
+    assert {Think(mean=3).draw(rng), Think(mean=0, cv=2).draw(rng)} == {3.0, 0.0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "gamma", "cv": 0},
+        {"kind": "gamma"},
+        {"kind": "on_off", "busy": 0, "silent": 1},
+        {"kind": "ramp", "start": 0, "end": 0},
+        {"kind": "ramp", "start": -1, "end": 2},
+        {"kind": "closed_loop", "concurrency": 0},
+        {"kind": "poisson", "cv": 2},
+        {"kind": "uniform"},
+        {"cv": 2},
+    ],
+)
+def test_processes_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        arrivals.validate_python(wrong)
+
+
+# -- lengths -----------------------------------------------------------------------------------------------
+
+
+def draws(spec: Any, count: int = 20_000) -> np.ndarray:
+    distribution, rng = lengths.validate_python(spec), stream(0, "x")
+    return np.array([distribution.draw(rng) for _ in range(count)])
+
+
+def test_a_bare_number_is_a_constant() -> None:
+    assert set(draws(7, 10)) == {7}
+
+
+def test_uniform_lengths_include_both_ends() -> None:
+    values, counts = np.unique(draws({"kind": "uniform", "low": 3, "high": 6}), return_counts=True)
+    assert values.tolist() == [3, 4, 5, 6]
+    assert counts == pytest.approx([5000] * 4, rel=0.06)
+
+
+def test_lognormal_lengths_have_the_mean_and_cv_of_tokens() -> None:
+    drawn = draws({"kind": "lognormal", "mean": 400, "cv": 0.8})
+    assert drawn.mean() == pytest.approx(400, rel=0.02)
+    assert drawn.std() / drawn.mean() == pytest.approx(0.8, rel=0.05)
+    assert np.median(drawn) == pytest.approx(400 / math.sqrt(1 + 0.8**2), rel=0.02)
+
+
+def test_lengths_are_never_below_one() -> None:
+    assert draws({"kind": "lognormal", "mean": 1, "cv": 5}, 1000).min() == 1
+
+
+@pytest.mark.parametrize(("weights", "shares"), [(None, [1 / 3] * 3), ([1, 0, 3], [0.25, 0, 0.75])])
+def test_empirical_lengths_come_in_their_proportions(weights: list[int] | None, shares: list[float]) -> None:
+    drawn = draws({"kind": "empirical", "values": [10, 20, 40], "weights": weights}, 5000)
+    assert [np.mean(drawn == value) for value in (10, 20, 40)] == pytest.approx(shares, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        9,
+        {"kind": "uniform", "low": 3, "high": 6},
+        {"kind": "lognormal", "mean": 250, "cv": 0.3},
+        {"kind": "empirical", "values": [1, 5], "weights": [3, 1]},
+    ],
+)
+def test_the_expected_length_is_the_mean_of_the_draws(spec: Any) -> None:
+    drawn = draws(spec)
+    error = 4 * drawn.std() / math.sqrt(len(drawn))
+    assert lengths.validate_python(spec).expected() == pytest.approx(drawn.mean(), abs=error)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        0,
+        2.5,
+        True,
+        "9",
+        {"kind": "uniform", "low": 5, "high": 4},
+        {"kind": "lognormal", "mean": 0, "cv": 1},
+        {"kind": "empirical", "values": []},
+        {"kind": "empirical", "values": [3, 0]},
+        {"kind": "empirical", "values": [3], "weights": [1, 2]},
+        {"kind": "empirical", "values": [3], "weights": [0]},
+        {"mean": 3},
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValidationError):
+        lengths.validate_python(wrong)
+
+
+# -- clients -----------------------------------------------------------------------------------------------
+
+
+def rates(spec: Any, rate: float | None, how: Misbehaviour | None = None) -> dict[str, float]:
+    resolved = resolve(clients.validate_python(spec), rate, Poisson(), how)
+    return {client.name: client.rate for client in resolved}
+
+
+def test_a_skew_divides_the_rate() -> None:
+    assert rates(2, 6.0) == {"client-0": 3.0, "client-1": 3.0}
+    assert list(rates({"count": 3, "skew": 1}, 11.0).values()) == pytest.approx([6, 3, 2])
+    assert list(rates({"count": 2, "skew": [3, 1]}, 8.0).values()) == [6.0, 2.0]
+
+
+def test_named_clients_have_rates_of_their_own_or_shares_of_the_rest() -> None:
+    spec = [{"name": "a", "rate": 5.0}, {"name": "b", "share": 3}, {"name": "c"}]
+    assert rates(spec, 8.0) == {"a": 5.0, "b": 6.0, "c": 2.0}
+
+
+def test_zipf_chances() -> None:
+    assert zipf(4, 0).tolist() == [0.25] * 4
+    assert (zipf(3, 2) / zipf(3, 2)[0]).tolist() == pytest.approx([1, 1 / 4, 1 / 9])
+
+
+def test_misbehaviour_is_one_clients() -> None:
+    more = Misbehaviour(client=1, kind="more_requests", factor=4)
+    assert rates(3, 3.0, more) == {"client-0": 1.0, "client-1": 4.0, "client-2": 1.0}
+    longer = Misbehaviour(client="client-2", kind="longer_prefix", factor=2.5)
+    resolved = resolve(Counted(count=3), 3.0, Poisson(), longer)
+    assert [client.prefix(100) for client in resolved] == [100, 100, 250]
+    assert [client.misbehaves for client in resolved] == [False, False, True]
+    assert {client.rate for client in resolved} == {1.0}
+
+
+def test_a_named_clients_process_replaces_the_common_one() -> None:
+    named = [Named(name="a", arrivals=Constant()), Named(name="b")]
+    assert [type(client.arrivals) for client in resolve(named, 1.0, Poisson(), None)] == [Constant, Poisson]
+
+
+@pytest.mark.parametrize(
+    ("spec", "rate", "message"),
+    [
+        ([{"name": "a"}, {"name": "a"}], 1.0, "the name 'a' stands twice"),
+        (3, None, "rate: missing"),
+        ([{"name": "a", "rate": 1.0}], 1.0, "every client has a rate of its own"),
+    ],
+)
+def test_contradictory_clients_are_refused(spec: Any, rate: float | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rates(spec, rate)
+
+
+@pytest.mark.parametrize(
+    ("client", "message"), [("client-9", "did you mean 'client-"), (3, "3 is not below")]
+)
+def test_a_misbehaving_client_must_exist(client: int | str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rates(3, 3.0, Misbehaviour(client=client, kind="more_requests", factor=2))

@@ -1,0 +1,154 @@
+"""Clients: how many, how the rate is divided among them, and which one misbehaves and how."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from suite.errors import did_you_mean
+from workloads.arrivals import Arrivals
+from workloads.part import Count, Name, NonNegative, Part, Positive
+
+
+def zipf(ranks: int, exponent: float) -> np.ndarray:
+    """Chances of ranks 0, 1, ...: proportional to (rank + 1) ** -exponent; exponent 0 makes them equal."""
+    weights = np.arange(1, ranks + 1) ** -float(exponent)
+    chances: np.ndarray = weights / weights.sum()
+    return chances
+
+
+def numbered(count: int) -> list[str]:
+    """The names of clients that were given none."""
+    return [f"client-{number}" for number in range(count)]
+
+
+class Counted(Part):
+    """`count` clients with made-up names. `skew` is a Zipf exponent (0: equal shares) or the shares."""
+
+    count: Count
+    skew: NonNegative | tuple[Positive, ...] = 0.0
+
+    @model_validator(mode="after")
+    def _one_share_each(self) -> Self:
+        if isinstance(self.skew, tuple) and len(self.skew) != self.count:
+            raise ValueError(f"skew has {len(self.skew)} shares for {self.count} clients; give one to each")
+        return self
+
+    def named(self) -> tuple[Named, ...]:
+        """The same clients, written out."""
+        shares = self.skew if isinstance(self.skew, tuple) else zipf(self.count, self.skew).tolist()
+        return tuple(
+            Named(name=name, share=share) for name, share in zip(numbered(self.count), shares, strict=True)
+        )
+
+
+class Named(Part):
+    """One client. It sends `rate` requests/s of its own, or its `share` of the spec's `rate`.
+
+    The spec's `rate` is divided among the clients that have none of their own. `weight` is the service it is
+    entitled to, relative to the others; `arrivals` replaces the spec's process.
+    """
+
+    name: Name
+    share: Positive = 1.0
+    rate: Positive | None = None
+    weight: Positive = 1.0
+    arrivals: Arrivals | None = None
+
+
+def _bare_count(data: Any) -> Any:
+    return {"count": data} if isinstance(data, int | float) else data
+
+
+Clients = Annotated[
+    Annotated[Counted, Tag("counted")] | Annotated[tuple[Named, ...], Tag("named"), Field(min_length=1)],
+    Discriminator(lambda data: "named" if isinstance(data, list | tuple) else "counted"),
+    BeforeValidator(_bare_count),
+]
+"""A count, a count with a skew, or a list of named clients."""
+
+
+class Misbehaviour(Part):
+    """What one client does wrong (the two cases of the DLPM paper's Table 3).
+
+    `more_requests`: it sends `factor` times the requests it would. `longer_prefix`: its system prompts,
+    documents and heads are `factor` times as long. `client` is a name, or a place in the list from 0.
+    """
+
+    client: Annotated[int, Field(ge=0, strict=True)] | Name
+    kind: Literal["more_requests", "longer_prefix"]
+    factor: Annotated[float, Field(ge=1, strict=True)]
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client as a family sees it, misbehaviour included.
+
+    `rate` is in requests/s at load 1; `share` is that rate relative to all clients' without misbehaviour.
+    """
+
+    name: str
+    rate: float
+    share: float
+    weight: float
+    arrivals: Arrivals
+    prefix_factor: float = 1.0
+    misbehaves: bool = False
+
+    def prefix(self, tokens: int) -> int:
+        """The length this client gives to a prefix of `tokens` tokens."""
+        return round(tokens * self.prefix_factor)
+
+
+def resolve(
+    clients: Counted | Sequence[Named],
+    rate: float | None,
+    arrivals: Arrivals,
+    misbehaviour: Misbehaviour | None,
+) -> tuple[Client, ...]:
+    """Give every client its own rate and process. Raises `ValueError` where they contradict one another."""
+    named = clients.named() if isinstance(clients, Counted) else clients
+    twice = [name for name, uses in Counter(client.name for client in named).items() if uses > 1]
+    if twice:
+        raise ValueError(f"clients: the name {twice[0]!r} stands twice; names must be unique")
+    rates = _rates(named, rate)
+    plain = tuple(
+        Client(client.name, own, own / sum(rates), client.weight, client.arrivals or arrivals)
+        for client, own in zip(named, rates, strict=True)
+    )
+    return plain if misbehaviour is None else _misbehaving(plain, misbehaviour)
+
+
+def _rates(named: Sequence[Named], rate: float | None) -> list[float]:
+    shares = sum(client.share for client in named if client.rate is None)
+    if rate is None and shares:
+        raise ValueError("rate: missing; give the total in requests/s, or every client a rate of its own")
+    if rate is not None and not shares:
+        raise ValueError("rate: every client has a rate of its own; drop this one, or one of theirs")
+    return [client.rate or (rate or 0) * client.share / shares for client in named]
+
+
+def _misbehaving(clients: tuple[Client, ...], how: Misbehaviour) -> tuple[Client, ...]:
+    bad = clients[_culprit([client.name for client in clients], how)]
+    if how.kind == "more_requests":
+        worse = replace(bad, rate=bad.rate * how.factor, share=bad.share * how.factor, misbehaves=True)
+    else:
+        worse = replace(bad, prefix_factor=how.factor, misbehaves=True)
+    return tuple(worse if client is bad else client for client in clients)
+
+
+def _culprit(names: Sequence[str], how: Misbehaviour) -> int:
+    if isinstance(how.client, str):
+        if how.client not in names:
+            raise ValueError(
+                f"misbehaviour.client: no client {how.client!r}; {did_you_mean(how.client, names)}"
+            )
+        return names.index(how.client)
+    if how.client >= len(names):
+        raise ValueError(f"misbehaviour.client: {how.client} is not below the {len(names)} clients; from 0")
+    return how.client

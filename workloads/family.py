@@ -1,0 +1,139 @@
+"""What a workload family is: a validated set of parameters that yields the requests of a trace."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from suite.errors import BadInput
+from suite.trace import Header, Request, Trace, checked
+from workloads.arrivals import Arrivals, Poisson, Start
+from workloads.clients import Client, Clients, Counted, Misbehaviour, resolve
+from workloads.part import Name, Part, Positive
+from workloads.streams import stream
+
+
+class Family(Part, ABC):
+    """The parameters of one workload; a family adds its own as fields.
+
+    `family` is the module it came from, by name or by path.
+    """
+
+    name: Name
+    family: str
+
+    @abstractmethod
+    def requests(self, seed: int) -> Iterable[Request]:
+        """All requests, in any order in which parents come before children."""
+
+    def choices(self) -> dict[str, Any]:
+        """What the header records: every parameter, and whatever else was decided rather than measured."""
+        return self.model_dump(mode="json", exclude={"name", "family"})
+
+    def misbehaving(self) -> tuple[str, ...]:
+        """The clients whose latency is reported apart."""
+        return ()
+
+    def generate(self, seed: int) -> Trace:
+        """The trace of this workload under `seed`: the same bytes everywhere. Raises `BadInput`."""
+        if seed < 0:
+            raise BadInput(f"seed: {seed} is negative; seeds are whole numbers from 0")
+        header = Header(self.name, seed, Path(self.family).stem, self.choices(), self.misbehaving())
+        trace = Trace(header, in_order(self.requests(seed)))
+        if not trace.requests:
+            raise BadInput(f"workload {self.name!r}: it came out without requests; make it longer or larger")
+        return checked(trace, lambda i: f"workload {self.name!r}, request {i + 1}")
+
+
+def in_order(requests: Iterable[Request]) -> tuple[Request, ...]:
+    """Sort by arrival, then by generation (a child stands after its parents), then by id."""
+    generation: dict[str, int] = {}
+    listed = list(requests)
+    for request in listed:
+        generation[request.id] = 1 + max((generation.get(parent, 0) for parent in request.after), default=0)
+    return tuple(sorted(listed, key=lambda request: (request.arrival, generation[request.id], request.id)))
+
+
+class Synthetic(Family):
+    """A family made up from parameters: every client begins sessions as its arrival process says.
+
+    Sessions begin in [0, `duration`) seconds; later turns may come after it. `rate` is requests/s in total,
+    over all clients that have no rate of their own, before misbehaviour adds to it; `load` multiplies every
+    rate. A client's stream of draws hangs on the seed and its name alone.
+    """
+
+    duration: Positive
+    rate: Positive | None = None
+    load: Positive = 1.0
+    clients: Clients = Field(default_factory=lambda: Counted(count=4))
+    arrivals: Arrivals = Field(default_factory=Poisson)
+    misbehaviour: Misbehaviour | None = None
+
+    @abstractmethod
+    def sessions(self, client: Client, seed: int) -> Iterator[Sequence[Request]]:
+        """The client's sessions, one after the other, without end.
+
+        A session is its requests, parents first; often one. `arrival` counts from the start of the session
+        and may be left at 0 for a request that comes `after` others; the weight is filled in for it.
+        """
+
+    def requests_per_session(self) -> float:
+        """How many requests a session holds on average."""
+        return 1.0
+
+    @cached_property
+    def resolved(self) -> tuple[Client, ...]:
+        """The clients with their own rates and processes."""
+        return resolve(self.clients, self.rate, self.arrivals, self.misbehaviour)
+
+    @model_validator(mode="after")
+    def _clients_agree(self) -> Self:
+        _ = self.resolved
+        return self
+
+    def choices(self) -> dict[str, Any]:
+        """The parameters, and the rate in requests/s that came out for each client."""
+        rates = {client.name: round(client.rate * self.load, 9) for client in self.resolved}
+        return super().choices() | {"client_rates": rates}
+
+    def misbehaving(self) -> tuple[str, ...]:
+        """The one client that `misbehaviour` names, if any."""
+        return tuple(client.name for client in self.resolved if client.misbehaves)
+
+    def requests(self, seed: int) -> Iterator[Request]:
+        """All clients' requests, client by client."""
+        for client in self.resolved:
+            yield from self._of(client, seed)
+
+    def _of(self, client: Client, seed: int) -> Iterator[Request]:
+        rate = client.rate * self.load / self.requests_per_session()
+        rng = stream(seed, "arrivals", client.name)
+        starts = client.arrivals.starts(rate, client.share * self.load, self.duration, rng)
+        sent: dict[str, float] = {}
+        ends: list[tuple[str, ...]] = []
+        for start, session in zip(starts, self.sessions(client, seed), strict=False):
+            before = () if start.after is None else ends[start.after]
+            for request in session:
+                placed = _placed(request, start, before, sent)
+                sent[request.id] = placed.arrival
+                yield replace(placed, weight=client.weight)
+            ends.append(_last_of(session))
+
+
+def _placed(request: Request, start: Start, before: tuple[str, ...], sent: Mapping[str, float]) -> Request:
+    """The request at the earliest time at which it can be sent, when every reply takes no time."""
+    if not request.after:
+        request = replace(request, after=before, think=start.think)
+    earliest = [start.time + request.arrival, *(sent[parent] + request.think for parent in request.after)]
+    return replace(request, arrival=round(max(earliest), 6))
+
+
+def _last_of(session: Sequence[Request]) -> tuple[str, ...]:
+    awaited = {parent for request in session for parent in request.after}
+    return tuple(request.id for request in session if request.id not in awaited)

@@ -1,0 +1,107 @@
+"""Distributions of lengths: tokens of a prompt or an output, turns of a session. Whole numbers >= 1."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.random import Generator
+from pydantic import BeforeValidator, Field, model_validator
+
+from workloads.part import ByKind, Count, NonNegative, Part, Positive
+
+
+class _Distribution(Part):
+    @abstractmethod
+    def draw(self, rng: Generator) -> int:
+        """One length, >= 1."""
+
+    @abstractmethod
+    def expected(self) -> float:
+        """The mean of the distribution."""
+
+
+class Constant(_Distribution):
+    """Always `value`."""
+
+    kind: Literal["constant"] = "constant"
+    value: Count
+
+    def draw(self, rng: Generator) -> int:
+        return self.value
+
+    def expected(self) -> float:
+        return float(self.value)
+
+
+class Uniform(_Distribution):
+    """Every whole number from `low` to `high`, both included, equally likely."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: Count
+    high: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) is above high ({self.high}); swap them")
+        return self
+
+    def draw(self, rng: Generator) -> int:
+        return int(rng.integers(self.low, self.high, endpoint=True))
+
+    def expected(self) -> float:
+        return (self.low + self.high) / 2
+
+
+class LogNormal(_Distribution):
+    """Log-normal with the given mean and coefficient of variation (of the lengths, not of their logs).
+
+    Draws are rounded to whole numbers and at least 1, so both hold closely for means well above 1.
+    """
+
+    kind: Literal["lognormal"] = "lognormal"
+    mean: Annotated[float, Field(ge=1, strict=True)]
+    cv: Positive
+
+    def draw(self, rng: Generator) -> int:
+        variance = math.log1p(self.cv**2)
+        return max(1, round(rng.lognormal(math.log(self.mean) - variance / 2, math.sqrt(variance))))
+
+    def expected(self) -> float:
+        return self.mean
+
+
+class Empirical(_Distribution):
+    """One of `values`, each as likely as the others or in proportion to its entry in `weights`."""
+
+    kind: Literal["empirical"] = "empirical"
+    values: Annotated[tuple[Count, ...], Field(min_length=1)]
+    weights: tuple[NonNegative, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Self:
+        if self.weights is not None and len(self.weights) != len(self.values):
+            raise ValueError(f"weights has {len(self.weights)} entries for {len(self.values)} values")
+        if self.weights is not None and sum(self.weights) == 0:
+            raise ValueError("weights are all 0; make at least one positive")
+        return self
+
+    def draw(self, rng: Generator) -> int:
+        return int(rng.choice(self.values, p=self._chances()))
+
+    def expected(self) -> float:
+        return float(np.average(self.values, weights=self._chances()))
+
+    def _chances(self) -> np.ndarray | None:
+        return None if self.weights is None else np.asarray(self.weights) / sum(self.weights)
+
+
+def _bare_number(data: Any) -> Any:
+    return {"kind": "constant", "value": data} if isinstance(data, int | float) else data
+
+
+Lengths = Annotated[Constant | Uniform | LogNormal | Empirical, *ByKind, BeforeValidator(_bare_number)]
+"""Any of the distributions, told apart by `kind`; a bare whole number is a constant."""

@@ -1,0 +1,62 @@
+"""Multi-turn chat: every turn's prompt is the whole conversation so far, replies included.
+
+A session opens with a system prompt, one for each client or one for all. Turn k is sent a think time after
+the reply to turn k-1, which is part of its prompt; the replies are those the engine really gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Literal
+
+from numpy.random import Generator
+
+from suite.trace import REPLY, Request, Segment
+from workloads.arrivals import ThinkTime
+from workloads.clients import Client
+from workloads.family import Synthetic
+from workloads.lengths import Lengths
+from workloads.streams import stream
+
+
+class MultiTurnChat(Synthetic):
+    """Chat sessions. Lengths are in tokens, `turns` in requests a session, `think` in seconds.
+
+    `system` says whose the system prompt is: each client's own, or one `shared` by all. A length is drawn
+    once for each system prompt.
+    """
+
+    system: Literal["client", "shared"] = "client"
+    system_tokens: Lengths
+    turns: Lengths
+    user_tokens: Lengths
+    output_tokens: Lengths
+    think: ThinkTime
+
+    def requests_per_session(self) -> float:
+        """The mean number of turns."""
+        return self.turns.expected()
+
+    def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
+        """The client's conversations."""
+        system = self._system(client, seed)
+        rng = stream(seed, "conversations", client.name)
+        for number in count():
+            yield list(self._turns(client, f"{client.name}/{number}", system, rng))
+
+    def _system(self, client: Client, seed: int) -> Segment:
+        name = "system" if self.system == "shared" else f"system:{client.name}"
+        return Segment(name, client.prefix(self.system_tokens.draw(stream(seed, name))))
+
+    def _turns(self, client: Client, session: str, system: Segment, rng: Generator) -> Iterator[Request]:
+        history: tuple[Segment, ...] = (system,)
+        after: tuple[str, ...] = ()
+        for turn in range(self.turns.draw(rng)):
+            id = f"{session}/{turn}"
+            think = self.think.draw(rng) if turn else 0.0
+            prompt = (*history, Segment(f"user:{id}", self.user_tokens.draw(rng)))
+            output = self.output_tokens.draw(rng)
+            yield Request(id, client.name, 0.0, prompt, output, session, after, think)
+            history = (*prompt, Segment(f"{REPLY}{id}", output))
+            after = (id,)
