@@ -78,6 +78,7 @@ def write(run: Run, folder: Path) -> None:
     """Write a run as one piece: the folder is there with everything in it, or as it was before."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    old = draft.with_name(f"{draft.name}.old")
     try:
         draft.chmod(0o755)
         run.requests.to_parquet(draft / "requests.parquet", index=False)
@@ -86,10 +87,11 @@ def write(run: Run, folder: Path) -> None:
             json.dumps(asdict(run.manifest), indent=2, sort_keys=True) + "\n"
         )
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(old)
         draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read(folder: Path) -> Run:
