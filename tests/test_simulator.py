@@ -266,21 +266,28 @@ def test_pool_is_what_weights_and_activations_leave() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gpu": "h10"}, r"backend.gpu: unknown gpu 'h10'; did you mean 'h100'"),
-        ({"model": "lama-3.1-8b"}, r"backend.model: unknown model .*did you mean 'llama-3.1-8b'"),
+        ({"gpu": "h10"}, r"unknown gpu 'h10'; did you mean 'h100'"),
+        ({"model": "lama-3.1-8b"}, r"unknown model .*did you mean 'llama-3.1-8b'"),
         ({"token_budget": 8}, r"token_budget \(8\) must be at least max_running \(256\)"),
-        ({"cost": Path("nowhere.yaml")}, r"nowhere.yaml: cannot be read"),
+        ({"max_running": 0}, r"greater than or equal to 1"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        Simulator.model_validate(settings).run(ONE, FIFO, lambda share: None)
+    with pytest.raises(ValidationError, match=message):
+        Simulator.model_validate(settings)
+
+
+def test_coefficients_that_are_not_there_are_named() -> None:
+    with pytest.raises(BadInput, match=r"nowhere.yaml: cannot be read"):
+        Simulator(cost=Path("nowhere.yaml")).run(ONE, FIFO, lambda share: None)
 
 
 def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GPUS, "tiny", GPUS["a10g"].__class__(8e9, 1e12, 1e11))
-    with pytest.raises(BadInput, match=r"'llama-3\.1-8b' leaves no memory for a KV cache on gpu 'tiny'"):
-        Simulator(gpu="tiny").run(ONE, FIFO, lambda share: None)
+    with pytest.raises(
+        ValidationError, match=r"'llama-3\.1-8b' leaves no memory for a KV cache on gpu 'tiny'"
+    ):
+        Simulator(gpu="tiny")
 
 
 def test_unknown_settings_are_refused() -> None:

@@ -6,12 +6,12 @@ a cost model. It generates no tokens; it knows how long every output is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
@@ -22,12 +22,10 @@ from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
 from suite.backends.simulator.vllm import VLLMEngine
-from suite.errors import BadInput, did_you_mean
+from suite.errors import did_you_mean
 from suite.policies import SchedulerSpec
 from suite.results import REQUEST_COLUMNS, SERVICE_COLUMNS
 from suite.trace import Trace
-
-T = TypeVar("T")
 
 ENGINES: dict[str, type[VLLMEngine] | type[SGLangEngine]] = {"vllm": VLLMEngine, "sglang": SGLangEngine}
 
@@ -55,20 +53,36 @@ class Simulator(BaseModel):
     cost: Path | None = None
     """A file of fitted coefficients to use instead of the roofline of model and GPU."""
 
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        return _known("model", name, MODELS)
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_gpu(cls, name: str) -> str:
+        return _known("gpu", name, GPUS)
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if self.engine == "vllm" and self.token_budget < self.max_running:
+            raise ValueError(
+                f"token_budget ({self.token_budget}) must be at least max_running ({self.max_running}), "
+                f"so that every running request can decode in each step"
+            )
+        if self.pool_tokens() < 16:
+            raise ValueError(f"model {self.model!r} leaves no memory for a KV cache on gpu {self.gpu!r}")
+        return self
+
     def run(self, trace: Trace, scheduler: SchedulerSpec, progress: Progress) -> Outcome:
-        """Serve the trace. Raises `BadInput` for unknown presets or a model that does not fit."""
+        """Serve the trace. Raises `BadInput` for a file of coefficients that cannot be used."""
         requests = lives(trace)
         engine = self.engine_for(requests, scheduler.build())
         engine.run(progress)
         return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine))
 
     def engine_for(self, requests: list[Live], policy: Scheduler) -> Engine:
-        """A fresh engine with these settings. Raises `BadInput` as `run` does."""
-        if self.engine == "vllm" and self.token_budget < self.max_running:
-            raise BadInput(
-                f"backend: token_budget ({self.token_budget}) must be at least max_running "
-                f"({self.max_running}), so that every running request can decode in each step"
-            )
+        """A fresh engine with these settings. Raises as `run` does."""
         limits = Limits(self.max_running, self.token_budget)
         return ENGINES[self.engine](requests, policy, self._cost(), limits, self.pool_tokens())
 
@@ -76,25 +90,20 @@ class Simulator(BaseModel):
         """Tokens of KV cache that fit."""
         if self.kv_tokens is not None:
             return self.kv_tokens
-        model = _preset("model", self.model, MODELS)
-        gpu = _preset("gpu", self.gpu, GPUS)
+        model, gpu = MODELS[self.model], GPUS[self.gpu]
         room = gpu.memory * MEMORY_UTILISATION - ACTIVATIONS - model.weight_bytes
-        if room < model.kv_bytes * 16:
-            raise BadInput(
-                f"backend: model {self.model!r} leaves no memory for a KV cache on gpu {self.gpu!r}"
-            )
         return int(room // model.kv_bytes)
 
     def _cost(self) -> Cost:
         if self.cost is not None:
             return fitted(self.cost)
-        return roofline(_preset("model", self.model, MODELS), _preset("gpu", self.gpu, GPUS))
+        return roofline(MODELS[self.model], GPUS[self.gpu])
 
 
-def _preset(kind: str, name: str, known: Mapping[str, T]) -> T:
+def _known(kind: str, name: str, known: Iterable[str]) -> str:
     if name not in known:
-        raise BadInput(f"backend.{kind}: unknown {kind} {name!r}; {did_you_mean(name, known)}")
-    return known[name]
+        raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
+    return name
 
 
 def _requests(trace: Trace, requests: list[Live]) -> pd.DataFrame:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from suite.backends.simulator.presets import GPU, Model
-from suite.errors import BadInput
+from suite.validation import at, read_yaml, validated
 
 Line = tuple[float, float, float, float, float]
 """Seconds for: the step itself, a new token, an attended pair, a KV token read, a sequence."""
@@ -85,10 +84,8 @@ def _series(first: float, growth: float, begin: int, end: int) -> float:
 
 def _steps_on_line(seconds: float, first: float, growth: float) -> int:
     """How many steps of durations first, first + growth, ... reach `seconds`, give or take rounding."""
-    if growth == 0:
-        return ceil(seconds / first)
-    half = first / growth - 0.5
-    return ceil(sqrt(half * half + 2 * seconds / growth) - half)
+    first -= growth / 2
+    return ceil(2 * seconds / (first + sqrt(first * first + 2 * growth * seconds)))
 
 
 def roofline(model: Model, gpu: GPU) -> Cost:
@@ -120,15 +117,7 @@ class Coefficients(BaseModel):
 
 def fitted(path: Path) -> Cost:
     """The cost of fitted coefficients. Raises `BadInput` naming file and field."""
-    try:
-        loaded = Coefficients.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{path}: cannot be read as coefficients: {error}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        spot = ".".join(map(str, first["loc"])) or "file"
-        raise BadInput(
-            f"{path}: {spot}: {first['msg']}; a coefficients file has exactly the numbers "
-            f"{', '.join(Coefficients.model_fields)}, in seconds"
-        ) from None
+    data = read_yaml(path)
+    with at(str(path)):
+        loaded = validated(Coefficients, data)
     return Cost(((loaded.step, loaded.token, loaded.attended, loaded.read, loaded.sequence),))

@@ -1,0 +1,311 @@
+"""The experiment file: workloads x schedulers x sweeps x seeds on one backend, resolved into cells.
+
+    name: quickstart
+    workloads: [chat, my.yaml, {spec: chat, load: 2}]   # names, paths, ready traces, or specs in place
+    schedulers: [fcfs, "dlpm:quantum=2000", my.py:Mine] # as in `suite.policies.parse`
+    backend: {kind: simulator, gpu: a10g}
+    seeds: [0, 1]                                       # or how many
+    sweep: {workload.load: [1, 2], dlpm.quantum: [1000, 2000], backend.max_running: [64, 256]}
+
+Every path is taken from the working directory. A sweep's key begins with `workload`, `backend` or the name of
+a scheduler; a scheduler's parameter is swept for that scheduler alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+import baselines
+import suite
+from suite.backends.base import Backend
+from suite.errors import BadInput, did_you_mean
+from suite.policies import SchedulerSpec, parse, shown
+from suite.trace import Trace
+from suite.validation import at, read_yaml, validated
+from workloads import spec as workload_spec
+
+BACKENDS = {"simulator": "suite.backends.simulator:Simulator"}
+"""The pydantic model of each kind of backend, as module:Class; imported when an experiment asks for it."""
+
+_READY = Path(str(files("suite"))) / "experiments"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: plain data that travels to other processes and says all there is to know to repeat it.
+
+    `source` and `overrides` go to `workloads.spec.load`. `labels` are its coordinates (workload, scheduler,
+    policy, seed, swept keys), `slug` the name of its folder.
+    """
+
+    source: str | dict[str, Any]
+    overrides: dict[str, Any]
+    scheduler: SchedulerSpec
+    settings: dict[str, Any]
+    seed: int
+    labels: dict[str, Any]
+    slug: str
+
+    @property
+    def trace_key(self) -> str:
+        """What `generate` makes the cell's trace from; cells with equal keys replay the same one."""
+        return json.dumps([self.source, self.overrides, self.seed], sort_keys=True)
+
+    def backend(self) -> Backend:
+        """The backend that serves it."""
+        return cast(Backend, _backend_model(self.settings))
+
+    def digest(self, trace: str) -> str:
+        """SHA-256 of all that decides the outcome, given the digest of the cell's trace."""
+        decisive = {
+            "trace": trace,
+            "scheduler": [self.scheduler.target.rpartition(":")[2], self.scheduler.source_digest],
+            "parameters": self.scheduler.full_parameters,
+            "backend": [self.settings, _files_digest(_backend_model(self.settings))],
+            "seed": self.seed,
+            "suite": [suite.__version__, _sources_digest()],
+        }
+        return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=2)
+def generate(trace_key: str) -> Trace:
+    """The trace of a cell. The last ones are kept: the next cell is likely to replay one of them."""
+    source, overrides, seed = json.loads(trace_key)
+    return workload_spec.load(source, overrides).generate(seed)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A name and the cells to run, in order."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+
+def load(
+    source: str | None = None,
+    *,
+    workloads: Sequence[str] = (),
+    schedulers: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    sweep: Mapping[str, Any] = MappingProxyType({}),
+) -> Experiment:
+    """The experiment in a file or of a ready name, or, without one, the experiment the other arguments make.
+
+    Where given, `workloads`, `schedulers` and `seeds` replace the file's; `sweep` adds to its sweep or
+    replaces there. Raises `BadInput` naming the file and the field.
+    """
+    if source is None and not (workloads and schedulers):
+        raise BadInput(
+            f"give an experiment (ready: {', '.join(ready())}), or at least one workload and one scheduler"
+        )
+    path = _find(source) if source is not None else None
+    given = {"workloads": list(workloads), "schedulers": list(schedulers), "seeds": list(seeds)}
+    content = {**(read_yaml(path) if path else {"name": "adhoc"}), **{k: v for k, v in given.items() if v}}
+    if isinstance(content.setdefault("sweep", {}), dict):
+        content["sweep"] = {**content["sweep"], **sweep}
+    with at(str(path or "command line")):
+        return validated(_File, content).experiment()
+
+
+def ready() -> list[str]:
+    """The names of the experiments that come with the suite."""
+    return sorted(path.stem for path in _READY.glob("*.yaml"))
+
+
+def _find(source: str) -> Path:
+    if source in ready():
+        return _READY / f"{source}.yaml"
+    if not Path(source).is_file():
+        hint = "no such file" if Path(source).suffix else did_you_mean(source, ready())
+        raise BadInput(f"{source}: not an experiment; {hint}")
+    return Path(source)
+
+
+# -- the file --------------------------------------------------------------------------------------------
+
+
+def _entry(value: Any) -> Any:
+    if not isinstance(value, str | dict):
+        raise ValueError(f"write a name, a path or a mapping, not {value!r}")
+    return value
+
+
+def _count_or_list(value: Any) -> Any:
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+_Entries = Annotated[list[Annotated[Any, AfterValidator(_entry)]], Field(min_length=1)]
+_Seed = Annotated[int, Field(ge=0, strict=True)]
+_Axis = Annotated[list[Any], BeforeValidator(_listed), Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One point of one part of the experiment: what it is, and its coordinates in the sweep."""
+
+    part: Any
+    axes: dict[str, Any]
+
+
+class _File(BaseModel):
+    """The content of an experiment file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]
+    workloads: _Entries
+    schedulers: _Entries
+    backend: dict[str, Any] = Field(default_factory=lambda: {"kind": "simulator"})
+    seeds: Annotated[list[_Seed], BeforeValidator(_count_or_list), Field(min_length=1)] = [0]
+    sweep: dict[str, _Axis] = Field(default_factory=dict)
+
+    def experiment(self) -> Experiment:
+        """All cells, each checked as far as can be without generating a trace."""
+        schedulers, workloads, backends = list(self._schedulers()), list(self._workloads()), self._backends()
+        self._check_axes([variant.part.name for variant in schedulers])
+        points = itertools.product(workloads, backends, self.seeds, schedulers)
+        return Experiment(self.name, tuple(_with_slugs(_cell(*point) for point in points)))
+
+    def _workloads(self) -> Iterator[_Variant]:
+        for i, entry in enumerate(self.workloads):
+            source, fixed = _source(entry)
+            for axes in self._points("workload"):
+                overrides = {**fixed, **_stripped(axes, "workload")}
+                with at(f"workloads[{i}]"):
+                    name = workload_spec.load(source, overrides).name
+                yield _Variant((_workload_label(name, fixed), source, overrides), axes)
+
+    def _backends(self) -> Iterator[_Variant]:
+        for axes in self._points("backend"):
+            settings = _overridden(self.backend, _stripped(axes, "backend"))
+            with at("backend"):
+                yield _Variant(_backend_model(settings).model_dump(mode="json"), axes)
+
+    def _schedulers(self) -> Iterator[_Variant]:
+        for i, entry in enumerate(self.schedulers):
+            with at(f"schedulers[{i}]"):
+                spec = parse(entry)
+            for axes in self._points(spec.name):
+                with at("sweep"):
+                    yield _Variant(spec.with_parameters(_stripped(axes, spec.name)), axes)
+
+    def _points(self, head: str) -> Iterator[dict[str, Any]]:
+        """Every combination of the axes whose key begins with `head`."""
+        axes = {key: values for key, values in self.sweep.items() if key.startswith(f"{head}.")}
+        for values in itertools.product(*axes.values()):
+            yield dict(zip(axes, values, strict=True))
+
+    def _check_axes(self, names: Iterable[str]) -> None:
+        heads = {"workload", "backend", *names}
+        for key in self.sweep:
+            if not any(key.startswith(f"{head}.") for head in heads):
+                hint = did_you_mean(key.partition(".")[0], heads)
+                raise BadInput(f"sweep.{key}: nothing here to sweep; {hint} (a key is WHAT.PARAMETER)")
+
+
+def _source(entry: str | dict[str, Any]) -> tuple[str | dict[str, Any], dict[str, Any]]:
+    """Source and overrides of a workload entry: {spec: chat, load: 2} is chat with another load."""
+    if isinstance(entry, dict) and "spec" in entry:
+        return str(entry["spec"]), {key: value for key, value in entry.items() if key != "spec"}
+    return entry, {}
+
+
+def _workload_label(name: str, overrides: Mapping[str, Any]) -> str:
+    """The name it was given, or its spec's name and what is different."""
+    if not overrides or "name" in overrides:
+        return name
+    return f"{name}:{','.join(f'{key}={shown(value)}' for key, value in overrides.items())}"
+
+
+def _backend_model(settings: Mapping[str, Any]) -> BaseModel:
+    kind = str(settings.get("kind", "missing"))
+    if kind not in BACKENDS:
+        raise BadInput(f"kind: no backend {kind!r}; {did_you_mean(kind, BACKENDS)}")
+    module, _, name = BACKENDS[kind].partition(":")
+    model: type[BaseModel] = getattr(importlib.import_module(module), name)
+    return validated(model, settings)
+
+
+def _stripped(axes: Mapping[str, Any], head: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{head}."): value for key, value in axes.items()}
+
+
+def _overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with dotted keys set inside them."""
+    result: dict[str, Any] = dict(settings)
+    for key, value in overrides.items():
+        head, _, rest = key.partition(".")
+        inner = result.get(head)
+        result[head] = _overridden(inner if isinstance(inner, dict) else {}, {rest: value}) if rest else value
+    return result
+
+
+# -- cells -----------------------------------------------------------------------------------------------
+
+
+def _cell(workload: _Variant, backend: _Variant, seed: int, scheduler: _Variant) -> Cell:
+    name, source, overrides = workload.part
+    axes = {**workload.axes, **backend.axes, **scheduler.axes}
+    labels = {
+        "workload": name,
+        "scheduler": scheduler.part.label,
+        "policy": scheduler.part.name,
+        "seed": seed,
+        **{key: value if isinstance(value, int | float | str) else str(value) for key, value in axes.items()},
+    }
+    swept = [f"{key}={shown(value)}" for key, value in {**workload.axes, **backend.axes}.items()]
+    parts = [name, *swept, scheduler.part.label, f"seed={seed}"]
+    slug = "_".join(re.sub(r"[^A-Za-z0-9_.=,-]+", "-", part) for part in parts)[:150]
+    return Cell(source, overrides, scheduler.part, backend.part, seed, labels, slug.lstrip("."))
+
+
+def _with_slugs(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """The cells, each with a slug of its own. Raises `BadInput` if two cannot be told apart."""
+    seen: set[str] = set()
+    slugs: Counter[str] = Counter()
+    for cell in cells:
+        coordinates = json.dumps(cell.labels, sort_keys=True)
+        if coordinates in seen:
+            what = f"workload {cell.labels['workload']!r} under scheduler {cell.labels['scheduler']!r}"
+            raise BadInput(f"{what} stands twice; drop one, or give it another name")
+        seen.add(coordinates)
+        slugs[cell.slug] += 1
+        number = slugs[cell.slug]
+        yield cell if number == 1 else replace(cell, slug=f"{cell.slug}_({number})")
+
+
+def _files_digest(settings: BaseModel) -> str:
+    """SHA-256 over the content of the files that the settings name."""
+    paths = [value for _, value in settings if isinstance(value, Path) and value.is_file()]
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
+
+
+@cache
+def _sources_digest() -> str:
+    """SHA-256 over the sources whose change may change an outcome: backends, baselines, trace."""
+    roots = [Path(next(iter(baselines.__path__))), Path(suite.__file__).parent / "backends"]
+    found = sorted(path for root in roots for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
+    sha = sha256()
+    for path in [Path(suite.__file__).parent / "trace.py", *found]:
+        sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha.hexdigest()

@@ -1,0 +1,294 @@
+"""The command line, as a user meets it: what works, what is refused in one line, what an interrupt leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from suite import cli, results, trace
+
+SUITE = Path(sys.executable).with_name("suite")
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+TINY = """
+family: shared_document
+duration: 20
+rate: 2
+documents: 2
+document_tokens: 500
+question_tokens: 20
+output_tokens: 10
+"""
+
+PATIENT = """
+import os
+import time
+from baselines.fcfs import FCFS
+
+class Patient(FCFS):
+    name = ""
+
+    def candidates(self, waiting, now):
+        time.sleep(float(os.environ.get("PATIENCE", 0)))
+        return super().candidates(waiting, now)
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+Suite = Callable[..., Finished]
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Suite:
+    """Call the entry point with these arguments, in an empty folder that holds tiny.yaml."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: str) -> Finished:
+        monkeypatch.setattr("sys.argv", ["suite", *arguments])
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return Finished(int(stopped.value.code or 0), *capfd.readouterr())
+
+    return call
+
+
+def example(language: str, containing: str) -> str:
+    """The one block of code in the README that is in this language and contains this text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = [block for block in blocks if containing in block]
+    return found
+
+
+# -- what works ------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_scheduler_runs_beside_the_baselines(suite: Suite, tmp_path: Path):
+    (tmp_path / "my_idea.py").write_text(example("python", "class "))
+    done = suite("run", "-w", "tiny.yaml", "-s", "vtc", "-s", "my_idea.py:MyIdea:patience=5", "-o", "out")
+    assert done.code == 0, done.err
+    assert json.loads(Path("out/experiment.json").read_text())["cells"] == [
+        "tiny_vtc_seed=0", "tiny_my-idea-patience=5_seed=0"
+    ]  # fmt: skip
+    theirs, mine = (results.read(folder) for folder in sorted(Path("out/cells").iterdir(), reverse=True))
+    assert theirs.manifest.scheduler["target"] == "baselines.vtc:VTC"
+    assert mine.manifest.scheduler["target"] == "my_idea.py:MyIdea"
+    assert mine.manifest.scheduler["parameters"] == {"patience": 5.0}
+    assert mine.manifest.trace == theirs.manifest.trace
+    assert (mine.requests["status"] == "finished").all()
+    for shown in ("my-idea:patience=5", "out/report.html", "2 run, 0 kept"):
+        assert shown in done.out
+    assert Path("out/report.html").is_file()
+
+    Path("out/report.html").unlink()
+    again = suite("report", "out")
+    assert again.code == 0
+    assert "my-idea:patience=5" in again.out
+    assert Path("out/report.html").is_file()
+
+
+def test_the_readmes_workload_generates(suite: Suite):
+    spec = example("yaml", "family:")
+    Path("mine.yaml").write_text(spec)
+    done = suite("workload", "generate", "mine.yaml", "-o", "mine.jsonl", "--set", "duration=30")
+    assert done.code == 0, done.err
+    assert trace.read(Path("mine.jsonl")).header.choices["duration"] == 30
+    assert yaml.safe_load(spec)["duration"] != 30
+
+
+def test_the_readmes_experiment_resolves(suite: Suite):
+    Path("mine.yaml").write_text(example("yaml", "schedulers:"))
+    Path("my_idea.py").write_text(example("python", "class "))
+    done = suite("run", "mine.yaml", "--dry-run")
+    assert done.code == 0, done.err
+    assert not Path("results").exists(), "a dry run writes nothing"
+
+
+def test_a_dry_run_lists_cells_with_their_size_and_time(suite: Suite):
+    done = suite("run", "-w", "tiny.yaml", "-s", "fcfs", "-s", "lpm", "--seed", "3", "--dry-run")
+    assert done.code == 0
+    assert re.search(r"2 cells, 2 to run: about [\d.]+ s", done.out)
+    for policy in ("fcfs", "lpm"):
+        assert re.search(rf"tiny_{policy}_seed=3 +│ +\d+ +│ [\d.]+ s", done.out)
+    assert not Path("results").exists()
+
+
+def test_a_trace_is_generated_described_and_drawn(suite: Suite):
+    assert suite("workload", "generate", "tiny.yaml", "-o", "a.jsonl", "--seed", "1").code == 0
+    assert suite("workload", "generate", "tiny.yaml", "-o", "b.parquet", "--seed", "1").code == 0
+    first, second = trace.read(Path("a.jsonl")), trace.read(Path("b.parquet"))
+    assert first.digest == second.digest
+    described = suite("workload", "describe", "a.jsonl", "--picture", "a.png")
+    assert described.code == 0, described.err
+    for client in first.clients:
+        assert client in described.out
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_public_trace_is_imported(suite: Suite):
+    rows = [
+        {"timestamp": 0, "input_length": 700, "output_length": 5, "hash_ids": [0, 1]},
+        {"timestamp": 3000, "input_length": 600, "output_length": 9, "hash_ids": [0, 2]},
+    ]
+    Path("public.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = suite("workload", "import", "mooncake", "public.jsonl", "-o", "ours.jsonl", "--set", "clients=2")
+    assert done.code == 0, done.err
+    imported = trace.read(Path("ours.jsonl"))
+    assert [request.prompt_tokens for request in imported.requests] == [700, 600]
+    assert imported.header.choices["clients"] == 2
+
+
+def test_lists_name_what_there_is(suite: Suite):
+    schedulers = suite("schedulers").out
+    for expected in ("fcfs", "lpm", "vtc", "dlpm", "quantum=2000", "Serve by longest prefix"):
+        assert expected in schedulers
+    workloads = suite("workload", "list").out
+    for expected in ("chat", "document", "mixed", "shared_document"):
+        assert expected in workloads
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["run"], ["schedulers"], ["report"], ["bench", "simulator"]]
+    + [["workload", name] for name in ("generate", "describe", "import", "list")],
+)
+def test_help_teaches_by_example(command: list[str], suite: Suite):
+    done = suite(*command, "--help")
+    assert done.code == 0
+    assert re.search(
+        rf"suite {' '.join(command) or 'run'}", done.out.partition("Usage")[2].partition("\n")[2]
+    )
+
+
+def test_the_installed_script_starts_without_the_heavy_libraries():
+    code = "import sys, suite.cli; print([m for m in ('numpy', 'pandas', 'pyarrow') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"[]\n"
+    assert re.fullmatch(rb"suite \d+\.\d+\.\d+\n", subprocess.check_output([SUITE, "--version"]))
+
+
+# -- what is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run -w tiny.yaml -s dlmp", "unknown scheduler 'dlmp'; did you mean 'dlpm'?"),
+        ("run -w wrong.jsonl -s fcfs", "wrong.jsonl:3: output_tokens: "),
+        ("run -w negative.yaml -s fcfs", "negative.yaml: rate: "),
+        ("run -w tiny.yaml -s fcfs --set workload.rate=-1", "rate: "),
+        ("run gone.yaml", "gone.yaml: not an experiment; no such file"),
+        ("run typo.yaml", "typo.yaml: schedulars: unknown key; did you mean 'schedulers'?"),
+        ("run -w tiny.yaml -s fcfs --set load", "'load': not an assignment; write KEY=VALUE"),
+        ("run -w gone.yaml -s fcfs", "gone.yaml: no such workload"),
+        ("run -w tiny.yaml -s gone.py:Gone", "gone.py: no such file"),
+        ("run", "give an experiment (ready: "),
+        ("workload generate tiny.yaml -o tiny.csv", "tiny.csv: a trace file ends in"),
+        ("workload describe wrong.jsonl", "wrong.jsonl:3: output_tokens: "),
+        ("workload import mooncak x.jsonl -o x.parquet", "did you mean 'mooncake'?"),
+        ("report .", "experiment.json"),
+        ("run -w tiny.yaml -s [red]\x1b[2J", r"unknown scheduler '[red]\x1b[2J'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments: str, message: str, suite: Suite):
+    Path("negative.yaml").write_text(TINY.replace("rate: 2", "rate: -2"))
+    Path("typo.yaml").write_text("name: typo\nworkloads: [tiny.yaml]\nschedulars: [fcfs]\n")
+    assert suite("workload", "generate", "tiny.yaml", "-o", "wrong.jsonl").code == 0
+    lines = Path("wrong.jsonl").read_text().splitlines(keepends=True)
+    lines[2] = lines[2].replace('"output_tokens":10', '"output_tokens":-10')
+    Path("wrong.jsonl").write_text("".join(lines))
+
+    refused = suite(*arguments.split(" "))
+    assert refused.code == 2
+    assert message in refused.err
+    assert refused.err.startswith("error: ")
+    assert refused.err.count("\n") == 1
+    assert refused.out == ""
+
+
+def test_a_failed_cell_is_told_and_exits_with_1(suite: Suite):
+    Path("bad.py").write_text(PATIENT.replace("time.sleep", "time.slip"))
+    done = suite("run", "-w", "tiny.yaml", "-s", "bad.py:Patient", "-o", "out")
+    assert done.code == 1
+    (line,) = done.err.splitlines()[-1:]
+    assert line.startswith("failed: tiny_Patient_seed=0: ")
+    assert "bad.py:10: AttributeError: module 'time' has no attribute 'slip'" in line
+
+
+# -- interrupts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("send", "sent"),
+    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)],
+    ids=["Ctrl-C in a terminal", "SIGTERM to the parent alone"],
+)
+def test_an_interrupt_keeps_what_is_finished_and_breaks_nothing(
+    send: Callable[[int, int], None], sent: signal.Signals, tmp_path: Path
+):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "patient.py").write_text(PATIENT)
+    command = [SUITE, "run", "-w", "tiny.yaml", "-s", "patient.py:Patient", "-s", "fcfs", "-j2", "-o", "out"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PATIENCE": "60"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    finished = tmp_path / "out/cells/tiny_fcfs_seed=0"
+    wait_until(lambda: (finished / "clients.csv").exists())
+    send(process.pid, sent)
+    _, err = process.communicate(timeout=30)  # returns when no worker holds the other end any more
+
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted: 1 of 2 cells are kept; the same command resumes"
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "out/cells").iterdir()] == [finished.name]
+    assert not list((tmp_path / "out").rglob(".*")), "drafts are left behind"
+    assert len(results.read(finished).requests) > 0
+
+
+def test_the_same_command_resumes(suite: Suite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("suite.report.html.write_report", lambda out: out / "report.html")
+    Path("patient.py").write_text(PATIENT)
+    arguments = ["run", "-w", "tiny.yaml", "-s", "fcfs", "-s", "patient.py:Patient", "-o", "out"]
+    assert suite("run", "-w", "tiny.yaml", "-s", "fcfs", "-o", "out").code == 0
+    kept = Path("out/cells/tiny_fcfs_seed=0/manifest.json")
+    before = kept.stat().st_mtime_ns
+    resumed = suite(*arguments)
+    assert resumed.code == 0
+    assert "1 run, 1 kept from before" in resumed.out
+    assert kept.stat().st_mtime_ns == before
+    clients = [pd.read_csv(folder / "clients.csv") for folder in Path("out/cells").iterdir()]
+    pd.testing.assert_frame_equal(*clients)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)

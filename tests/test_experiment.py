@@ -1,0 +1,192 @@
+"""The experiment file: how it multiplies into cells, what a cell's digest hangs on, what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from suite import experiment
+from suite.errors import BadInput
+from suite.experiment import Experiment, load
+
+TINY = {
+    "family": "shared_document",
+    "name": "tiny",
+    "duration": 20,
+    "rate": 2,
+    "documents": 2,
+    "document_tokens": 500,
+    "question_tokens": 20,
+    "output_tokens": 10,
+}
+
+
+def write(folder: Path, **changes: Any) -> str:
+    content = {"name": "e", "workloads": [TINY], "schedulers": ["fcfs"], **changes}
+    path = folder / "e.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def labels(found: Experiment, *keys: str) -> list[tuple[Any, ...]]:
+    return [tuple(cell.labels.get(key) for key in keys) for cell in found.cells]
+
+
+def test_cells_are_workloads_times_seeds_times_schedulers(tmp_path: Path):
+    found = load(write(tmp_path, workloads=["chat", TINY], schedulers=["fcfs", "vtc"], seeds=[3, 5]))
+    assert found.name == "e"
+    assert labels(found, "workload", "seed", "scheduler") == [
+        (workload, seed, scheduler)
+        for workload in ("chat", "tiny")
+        for seed in (3, 5)
+        for scheduler in ("fcfs", "vtc")
+    ]
+
+
+def test_seeds_may_be_a_count(tmp_path: Path):
+    assert labels(load(write(tmp_path, seeds=3)), "seed") == [(0,), (1,), (2,)]
+
+
+def test_a_sweep_multiplies_what_it_names_and_nothing_else(tmp_path: Path):
+    sweep = {"workload.load": [1, 2], "dlpm.quantum": [500, 1000], "backend.max_running": [8, 16]}
+    found = load(write(tmp_path, schedulers=["fcfs", "dlpm"], sweep=sweep))
+    assert Counter(labels(found, "scheduler")) == {
+        ("fcfs",): 4, ("dlpm:quantum=500",): 4, ("dlpm:quantum=1000",): 4
+    }  # fmt: skip
+    for cell in found.cells:
+        assert cell.overrides["load"] == cell.labels["workload.load"]
+        assert cell.settings["max_running"] == cell.labels["backend.max_running"]
+        assert cell.scheduler.parameters.get("quantum") == cell.labels.get("dlpm.quantum")
+        assert cell.labels["policy"] == cell.scheduler.name
+
+
+def test_a_swept_parameter_wins_over_a_given_one(tmp_path: Path):
+    found = load(write(tmp_path, schedulers=["dlpm:quantum=1"], sweep={"dlpm.quantum": [7]}))
+    assert found.cells[0].scheduler.parameters == {"quantum": 7.0}
+
+
+def test_workload_entries_may_change_a_spec(tmp_path: Path):
+    found = load(write(tmp_path, workloads=["chat", {"spec": "chat", "load": 2}]))
+    assert labels(found, "workload") == [("chat",), ("chat:load=2",)]
+    plain, busy = (len(experiment.generate(cell.trace_key).requests) for cell in found.cells)
+    assert busy > 1.5 * plain
+
+
+def test_slugs_are_unique_and_safe_as_folders(tmp_path: Path):
+    workloads = [TINY | {"name": name} for name in ("a b", "a/b", "../x", "x" * 190, "ü ü")]
+    slugs = [cell.slug for cell in load(write(tmp_path, workloads=workloads)).cells]
+    assert len(set(slugs)) == 5
+    for slug in slugs:
+        assert slug == Path(slug).name
+        assert not slug.startswith(".")
+        assert len(slug.encode()) < 200
+
+
+def test_flags_replace_lists_and_add_to_the_sweep(tmp_path: Path):
+    path = write(tmp_path, schedulers=["fcfs", "lpm"], seeds=4, sweep={"workload.load": [1, 2]})
+    found = load(path, schedulers=["vtc"], seeds=[9], sweep={"workload.load": 3, "vtc.charge": "extend"})
+    assert labels(found, "scheduler", "seed", "workload.load") == [("vtc:charge=extend", 9, 3)]
+
+
+def test_flags_alone_make_an_experiment():
+    found = load(workloads=["chat"], schedulers=["vtc", "dlpm:quantum=2000"])
+    assert labels(found, "workload", "scheduler") == [("chat", "vtc"), ("chat", "dlpm:quantum=2000")]
+
+
+@pytest.mark.parametrize("name", experiment.ready())
+def test_ready_experiments_resolve(name: str, traces: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SUITE_TRACES", str(traces))
+    assert {cell.labels["policy"] for cell in load(name).cells} >= {"vtc", "dlpm"}
+
+
+def test_cells_are_plain_data(tmp_path: Path):
+    cell = load(write(tmp_path, schedulers=["dlpm:quantum=3"])).cells[0]
+    assert pickle.loads(pickle.dumps(cell)) == cell
+
+
+def test_the_digest_hangs_on_everything_that_decides_the_outcome(tmp_path: Path):
+    def digest(trace: str = "t", **changes: Any) -> str:
+        return load(write(tmp_path, **changes)).cells[0].digest(trace)
+
+    mine = tmp_path / "mine.py"
+    mine.write_text("from baselines.fcfs import FCFS\nclass Mine(FCFS):\n    name = ''\n")
+    yours = tmp_path / "yours.py"
+    yours.write_text(mine.read_text() + "# another\n")
+    cost = tmp_path / "cost.yaml"
+    cost.write_text("a: 1\n")
+    digests = [
+        digest(),
+        digest(trace="u"),
+        digest(schedulers=["lpm"]),
+        digest(schedulers=["dlpm"]),
+        digest(schedulers=["dlpm:quantum=3"]),
+        digest(schedulers=[f"{mine}:Mine"]),
+        digest(schedulers=[f"{yours}:Mine"]),
+        digest(backend={"kind": "simulator", "max_running": 7}),
+        digest(seeds=[1]),
+        digest(backend={"kind": "simulator", "cost": str(cost)}),
+    ]
+    cost.write_text("b: 2\n")
+    digests.append(digest(backend={"kind": "simulator", "cost": str(cost)}))
+    assert len(set(digests)) == len(digests)
+    assert digest() == digests[0]
+    assert digest(schedulers=["dlpm:quantum=2000"]) == digest(schedulers=["dlpm"]), "a default, given"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheduler": ["fcfs"]}, r"e\.yaml: scheduler: unknown key; did you mean 'schedulers'\?"),
+        (
+            {"schedulers": ["dlmp"]},
+            r"e\.yaml: schedulers\[0\]: unknown scheduler 'dlmp'; did you mean 'dlpm'",
+        ),
+        ({"schedulers": []}, r"e\.yaml: schedulers: .*at least 1"),
+        ({"schedulers": [3]}, r"e\.yaml: schedulers\.0: write a name, a path or a mapping, not 3"),
+        ({"schedulers": ["vtc", "vtc"]}, r"'tiny' under scheduler 'vtc' stands twice"),
+        ({"workloads": ["chatt"]}, r"e\.yaml: workloads\[0\]: .*'chat'"),
+        ({"workloads": [TINY | {"rate": -1}]}, r"e\.yaml: workloads\[0\]: .*rate: .*-1"),
+        ({"workloads": ["gone.jsonl"]}, r"e\.yaml: workloads\[0\]: gone\.jsonl: no such trace"),
+        (
+            {"backend": {"kind": "simulater"}},
+            r"backend: kind: no backend 'simulater'; did you mean 'simulator'",
+        ),
+        ({"backend": {"kind": "simulator", "gqu": 1}}, r"backend: gqu: unknown key; did you mean 'gpu'\?"),
+        ({"seeds": [-1]}, r"e\.yaml: seeds\.0: .*greater than or equal to 0"),
+        ({"seeds": 0}, r"e\.yaml: seeds: .*at least 1"),
+        (
+            {"sweep": {"dlpm.quantum": [1]}},
+            r"sweep\.dlpm\.quantum: nothing here to sweep; known: backend, fcfs",
+        ),
+        ({"sweep": {"workload.laod": [1]}}, r"workloads\[0\]: .*laod"),
+        ({"sweep": {"workload.load": []}}, r"sweep\.workload\.load: .*at least 1"),
+        ({"name": "../up"}, r"e\.yaml: name: .*pattern"),
+    ],
+)
+def test_what_cannot_be_run_is_told_with_file_and_field(changes: Any, message: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=message) as caught:
+        load(write(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_experiment_are_told(tmp_path: Path):
+    path = tmp_path / "e.yaml"
+    for content, message in (
+        ("name: [\n", r"e\.yaml:2: not valid YAML"),
+        ("- a\n", r"e\.yaml: must hold `key: value` lines"),
+        ("name: e\nworkloads: [chat]\n", r"e\.yaml: schedulers: missing"),
+    ):
+        path.write_text(content)
+        with pytest.raises(BadInput, match=message):
+            load(str(path))
+    with pytest.raises(BadInput, match=r"quikstart: not an experiment; did you mean 'quickstart'"):
+        load("quikstart")
+    with pytest.raises(BadInput, match=r"gone\.yaml: not an experiment; no such file"):
+        load("gone.yaml")
+    with pytest.raises(BadInput, match=r"an experiment .*quickstart.* or at least one workload"):
+        load(schedulers=["fcfs"])

@@ -1,0 +1,188 @@
+"""Running cells: what is written, what is skipped, what happens to the others when one fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from suite import results, runner
+from suite.errors import BadInput
+from suite.experiment import load
+from suite.runner import Job, Outcome
+
+TINY = {
+    "family": "shared_document",
+    "name": "tiny",
+    "duration": 20,
+    "rate": 2,
+    "documents": 2,
+    "document_tokens": 500,
+    "question_tokens": 20,
+    "output_tokens": 10,
+}
+
+FRAIL = """
+import os
+from baselines.fcfs import FCFS
+
+class Raises(FCFS):
+    name = ""
+
+    def admitted(self, request, cached_tokens, now):
+        raise KeyError("ticket")
+
+class Dies(FCFS):
+    name = ""
+
+    def admitted(self, request, cached_tokens, now):
+        os._exit(7)
+"""
+
+
+@pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that were reported on, in place of the reports: they have tests of their own."""
+    written: list[Path] = []
+
+    def write_report(out: Path) -> Path:
+        written.append(out)
+        return out / "report.html"
+
+    monkeypatch.setattr("suite.report.html.write_report", write_report)
+    return written
+
+
+def plan(folder: Path, out: Path, command: str = "suite run e.yaml", **changes: Any) -> list[Job]:
+    path = folder / "e.yaml"
+    path.write_text(yaml.safe_dump({"name": "e", "workloads": [TINY], "schedulers": ["fcfs"], **changes}))
+    return list(runner.plan(load(str(path)), out, command))
+
+
+def run(jobs: list[Job], out: Path, **options: Any) -> Outcome:
+    return runner.run("e", jobs, out, processes=2, console=Console(quiet=True), **options)
+
+
+def content(out: Path) -> dict[str, Any]:
+    """Every file of every cell; of manifests, all that must not change."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.glob("cells/*/*")):
+        key = str(path.relative_to(out))
+        if path.name == "manifest.json":
+            manifest = json.loads(path.read_text())
+            found[key] = {k: v for k, v in manifest.items() if k not in ("times", "command")}
+        else:
+            found[key] = path.read_bytes()
+    return found
+
+
+def test_a_cell_leaves_a_whole_run_folder(tmp_path: Path, reports: list[Path]):
+    out = tmp_path / "out"
+    jobs = plan(tmp_path, out, schedulers=["dlpm:quantum=500"], seeds=[4], sweep={"workload.load": [2]})
+    outcome = run(jobs, out)
+    assert (outcome.finished, outcome.skipped, outcome.failed) == (1, 0, {})
+    found = results.read(out / "cells" / jobs[0].cell.slug)
+    assert found.manifest.labels == {
+        "workload": "tiny",
+        "scheduler": "dlpm:quantum=500",
+        "policy": "dlpm",
+        "seed": 4,
+        "workload.load": 2,
+    }
+    assert found.manifest.scheduler["parameters"]["output_weight"] == 2.0
+    assert found.manifest.trace["header"]["choices"]["load"] == 2
+    assert found.manifest.backend["kind"] == "simulator"
+    assert found.manifest.command == "suite run e.yaml"
+    assert {"python", "suite", "numpy", "pandas", "pyarrow"} == found.manifest.versions.keys()
+    assert len(found.requests) == jobs[0].requests > 0
+    assert (found.requests["status"] == "finished").all()
+    clients = pd.read_csv(out / "cells" / jobs[0].cell.slug / "clients.csv")
+    assert clients["requests"].sum() == jobs[0].requests
+    assert reports == [out]
+
+
+def test_the_index_lists_the_cells_in_order(tmp_path: Path):
+    out = tmp_path / "out"
+    jobs = plan(tmp_path, out, schedulers=["vtc", "fcfs"])
+    run(jobs, out)
+    assert json.loads((out / "experiment.json").read_text()) == {
+        "name": "e",
+        "command": "suite run e.yaml",
+        "cells": ["tiny_vtc_seed=0", "tiny_fcfs_seed=0"],
+    }
+
+
+def test_two_runs_are_the_same_but_for_times_and_command(tmp_path: Path):
+    for name in ("a", "b"):
+        run(plan(tmp_path, tmp_path / name, name, schedulers=["lpm", "dlpm"], seeds=2), tmp_path / name)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert len(content(tmp_path / "a")) == 4 * 4
+
+
+def test_finished_cells_are_skipped_until_they_are_wanted_fresh_or_changed(tmp_path: Path):
+    out = tmp_path / "out"
+
+    def counts(**changes: Any) -> tuple[int, int]:
+        fresh = changes.pop("fresh", False)
+        outcome = run(plan(tmp_path, out, **changes), out, fresh=fresh)
+        return outcome.finished, outcome.skipped
+
+    assert counts() == (1, 0)
+    assert counts() == (0, 1)
+    assert counts(schedulers=["fcfs", "lpm"]) == (1, 1)
+    assert counts(fresh=True) == (1, 0)
+    assert counts(backend={"kind": "simulator", "max_running": 3}) == (1, 0), "same slug, other outcome"
+    (out / "cells" / "tiny_fcfs_seed=0" / "clients.csv").unlink()
+    assert counts(backend={"kind": "simulator", "max_running": 3}) == (1, 0), "not whole"
+
+
+def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path: Path):
+    frail = tmp_path / "frail.py"
+    frail.write_text(FRAIL)
+    out = tmp_path / "out"
+    jobs = plan(tmp_path, out, schedulers=[f"{frail}:Raises", f"{frail}:Dies", "fcfs", "vtc"])
+    outcome = run(jobs, out)
+    assert outcome.finished == 2
+    assert outcome.failed == {
+        "tiny_Raises_seed=0": f"{frail}:9: KeyError: 'ticket'",
+        "tiny_Dies_seed=0": "its process died with exit code 7 (out of memory, killed?)",
+    }
+    index = json.loads((out / "experiment.json").read_text())
+    assert index["cells"] == ["tiny_fcfs_seed=0", "tiny_vtc_seed=0"]
+    assert [path.name for path in sorted((out / "cells").iterdir())] == index["cells"]
+
+
+def test_without_a_finished_cell_there_is_no_report(tmp_path: Path, reports: list[Path]):
+    (tmp_path / "frail.py").write_text(FRAIL)
+    jobs = plan(tmp_path, tmp_path / "out", schedulers=[f"{tmp_path}/frail.py:Raises"])
+    assert run(jobs, tmp_path / "out").report is None
+    assert reports == []
+
+
+def test_backend_settings_that_cannot_work_fail_their_cell_with_the_reason(tmp_path: Path):
+    backend = {"kind": "simulator", "token_budget": 8}
+    outcome = run(plan(tmp_path, tmp_path / "out", backend=backend), tmp_path / "out")
+    assert "token_budget (8) must be at least max_running" in outcome.failed["tiny_fcfs_seed=0"]
+
+
+def test_an_estimate_grows_with_the_trace(tmp_path: Path):
+    jobs = plan(tmp_path, tmp_path / "out", sweep={"workload.load": [1, 50]})
+    seconds = runner.estimate(jobs)
+    assert 0 < seconds[jobs[0].cell.slug] < seconds[jobs[1].cell.slug]
+
+
+def test_planning_generates_but_writes_nothing(tmp_path: Path):
+    jobs = plan(tmp_path, tmp_path / "out")
+    assert not jobs[0].is_finished
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_workload_that_cannot_be_read_stops_the_plan(tmp_path: Path):
+    (tmp_path / "t.jsonl").write_text("not a trace\n")
+    with pytest.raises(BadInput, match=r"t\.jsonl:1: the header is not JSON"):
+        plan(tmp_path, tmp_path / "out", workloads=[str(tmp_path / "t.jsonl")])
