@@ -19,7 +19,7 @@ from suite.backends.simulator.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
-from suite.backends.simulator.tree import Content, Node
+from suite.backends.simulator.tree import Content, Node, Tree
 from suite.backends.simulator.vllm import VLLMEngine
 from suite.trace import REPLY, Header, Request, Segment, Trace, checked
 
@@ -92,7 +92,8 @@ def _check_memory(engine: Engine) -> None:
     for node in _nodes(pool.tree.root):
         parent = node.parent
         assert parent is not None
-        assert parent.end == node.start < node.end == node.start + sum(tokens for _, tokens in node.label)
+        label = sum(tokens for _, tokens in pool.tree.label(node))
+        assert parent.end == node.start < node.end == node.start + label
         assert parent.holds >= (node.holds > 0)
         blocks = node.end // pool.block - node.start // pool.block
         held, idle = (held + blocks, idle) if node.holds else (held, idle + blocks)
@@ -122,7 +123,7 @@ def _check_matches(engine: Engine) -> None:
     if not followed:
         return
     assert len(followed) == len(waiting)
-    cached = [list(_tokens(path)) for path in _paths(engine.pool.tree.root, ())]
+    cached = [list(_tokens(path)) for path in _paths(engine.pool.tree, engine.pool.tree.root, ())]
     for live in followed:
         prompt = list(_tokens(live.content))
         longest = max((_common(prompt, path) for path in cached), default=0)
@@ -130,11 +131,12 @@ def _check_matches(engine: Engine) -> None:
         assert engine.waiting.matched(live) == min(longest, len(prompt) - 1) // block * block
 
 
-def _paths(node: Node, content: Content) -> Iterator[Content]:
+def _paths(tree: Tree, node: Node, content: Content) -> Iterator[Content]:
+    content += tree.label(node)
     if not node.children:
-        yield content + node.label
+        yield content
     for child in node.children.values():
-        yield from _paths(child, content + node.label)
+        yield from _paths(tree, child, content)
 
 
 def _tokens(content: Content) -> Iterator[int]:

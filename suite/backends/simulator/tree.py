@@ -49,15 +49,18 @@ class Node:
     """The cached tokens from `start` to `end` on one path from the root.
 
     `holds` counts who needs the node: running requests whose path ends here, and children that are held.
+    `label` is cut back to `end` only when somebody looks at it: eviction shortens a node many times.
     """
 
-    __slots__ = ("children", "end", "holds", "inside", "label", "parent", "stamp", "start", "waiting")
+    __slots__ = (
+        "children", "end", "holds", "inside", "label", "label_end", "parent", "stamp", "start", "waiting",
+    )  # fmt: skip
 
     def __init__(self, parent: Node | None, label: Content, start: int, end: int) -> None:
         self.parent = parent
         self.label = label
         self.start = start
-        self.end = end
+        self.end = self.label_end = end
         self.children: dict[int, Node] = {}
         self.holds = 0
         self.stamp = 0
@@ -83,7 +86,7 @@ class Tree:
             child = node.children.get(rest[0][0])
             if child is None:
                 break
-            label = child.label
+            label = self.label(child)
             size = len(label)
             if rest[:size] == label:
                 node, rest = child, rest[size:]
@@ -99,7 +102,7 @@ class Tree:
         parent = node.parent
         assert parent is not None
         assert node.start < at < node.end
-        head, tail = cut(node.label, at - node.start, node.end - node.start)
+        head, tail = cut(self.label(node), at - node.start, node.end - node.start)
         upper = Node(parent, head, node.start, at)
         upper.holds = 1 if node.holds else 0
         upper.stamp = node.stamp
@@ -127,7 +130,6 @@ class Tree:
         marks = [mark for marks in node.waiting.values() for mark in marks]
         marks += [mark for mark in node.inside if mark.at >= end]
         node.waiting.clear()
-        node.label = cut(node.label, end - node.start, node.end - node.start)[0]
         node.end = end
         for mark in marks:
             node.inside.pop(mark, None)
@@ -142,6 +144,13 @@ class Tree:
         marks = [mark for marks in node.waiting.values() for mark in marks]
         for mark in [*marks, *node.inside]:
             self._fall_back(mark, parent)
+
+    def label(self, node: Node) -> Content:
+        """The content of the node."""
+        if node.label_end != node.end:
+            node.label = cut(node.label, node.end - node.start, node.label_end - node.start)[0]
+            node.label_end = node.end
+        return node.label
 
     # -- marks ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,101 @@
+"""How schedulers and clients look: fixed colours, and markers and dashes that read in grey."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import matplotlib
+import seaborn as sns
+from matplotlib.figure import Figure
+
+LONGEST_NAME = 28
+
+
+class Look(NamedTuple):
+    """Colour, marker and line style of one scheduler or client."""
+
+    color: str
+    marker: str
+    dashes: Literal["-", "--", "-.", ":"]
+
+
+_POLICIES = {
+    "fcfs": Look("#595959", "s", ":"),
+    "lpm": Look("#d55e00", "^", "--"),
+    "lpm-fallback": Look("#e69f00", "v", "-."),
+    "vtc": Look("#0072b2", "o", "-"),
+    "dlpm": Look("#009e73", "D", "-"),
+}
+_OTHERS = (
+    Look("#cc79a7", "P", "--"),
+    Look("#56b4e9", "X", "-."),
+    Look("#7b3294", "*", ":"),
+    Look("#8c510a", "<", "-"),
+    Look("#a6761d", ">", "--"),
+    Look("#1b1b6f", "p", "-."),
+    Look("#b30059", "h", ":"),
+)
+_CLIENT_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#7b3294", "#8c510a", "#595959")
+_CLIENT_MARKERS = "osDvPX<>"
+_MISBEHAVING_COLORS = ("#d40000", "#ff7f50", "#8b0000")
+MOST_CLIENTS = len(_CLIENT_COLORS)
+"""Clients drawn in a colour of their own; further ones are drawn in one light grey."""
+
+
+def policies(names: Collection[str]) -> dict[str, Look]:
+    """The look of each policy: fixed for those of the suite, by rank of name for others."""
+    strangers = sorted(set(names) - set(_POLICIES))
+    return _POLICIES | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(strangers)}
+
+
+def clients(names: Sequence[str], misbehaving: Collection[str]) -> dict[str, Look]:
+    """The look of each client to be drawn: misbehaving ones red and dashed."""
+    bad = [name for name in names if name in misbehaving]
+    good = [name for name in names if name not in misbehaving]
+    reds = {name: Look(_MISBEHAVING_COLORS[i % 3], "^", "--") for i, name in enumerate(bad)}
+    return reds | {
+        name: Look(_CLIENT_COLORS[i % MOST_CLIENTS], _CLIENT_MARKERS[i % MOST_CLIENTS], "-")
+        for i, name in enumerate(good)
+    }
+
+
+def plain(name: str) -> str:
+    """A foreign name that fits into a figure: printable, not too long, never read as a formula or hidden."""
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    if len(shown) > LONGEST_NAME:
+        shown = f"{shown[: LONGEST_NAME - 1]}…"
+    return shown.replace("$", r"\$").replace("_", "\N{WORD JOINER}_", shown.startswith("_"))
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw and save figures inside this: it sets the style and leaves matplotlib as it was.
+
+    A character that the font lacks is drawn as a box, silently.
+    """
+    settings = {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("paper"),
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "legend.frameon": False,
+        "lines.markersize": 3.5,
+        "lines.linewidth": 1.3,
+        "pdf.fonttype": 42,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def panels(count: int, width: float, height: float, most: int = 4) -> Figure:
+    """A figure with `count` axes in a grid of at most `most` columns; sizes of one panel in inches."""
+    columns = min(count, most)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(max(width * columns, 4.5), height * lines + 0.6), layout="constrained")
+    for i in range(count):
+        figure.add_subplot(lines, columns, i + 1)
+    return figure

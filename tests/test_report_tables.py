@@ -1,0 +1,191 @@
+"""The experiment folder, the final table and the headline."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from synthetic_runs import experiment, requests, run
+
+from suite.errors import BadInput
+from suite.report import tables
+from suite.report.experiment import load, reading_order
+from suite.report.headline import headlines
+
+
+def served(scheduler, seconds, share=1.0, **labels):
+    """Two clients, each sending one request at 0; b gets `share` of a's 100 prompt tokens by `seconds`."""
+    rows = [
+        {"client": "a", "arrival": 0.0, "admitted": 0.5, "finish": seconds, "prompt_tokens": 98},
+        {"client": "b", "arrival": 0.0, "admitted": 0.5, "finish": seconds, "prompt_tokens": int(98 * share)},
+    ]
+    return run(requests(*rows), scheduler=scheduler, **labels)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return experiment(
+        tmp_path,
+        served("dlpm:quantum=8000", 2, 0.4),
+        served("dlpm:quantum=1000", 4, 0.9),
+        served("vtc", 4),
+        served("vtc", 8, seed=1),
+        served("mine", 16),
+        served("fcfs", 10),
+        served("fcfs", 10, **{"workload.load": 2.0}),
+    )
+
+
+def by_scheduler(folder):
+    return {row.scheduler: row for row in tables.rows(tables.collect(folder)) if row.setting == "chat"}
+
+
+def value(row, key):
+    return row.values[[column.key for column in tables.COLUMNS].index(key)]
+
+
+def test_collect_has_a_row_per_cell_with_labels_and_numbers(folder):
+    frame = tables.collect(folder)
+    assert frame["cell"].tolist()[:3] == ["00-dlpm", "01-dlpm", "02-vtc"]
+    assert frame["setting"].tolist()[-2:] == ["chat", "chat, load=2.0"]
+    assert frame["seed"].tolist() == [0, 0, 0, 1, 0, 0, 0]
+    assert frame["client_service_per_s"][2] == pytest.approx(200 / 4)
+
+
+def test_rows_are_in_reading_order_and_grouped_by_setting(folder):
+    shown = [(row.setting, row.scheduler, row.seeds) for row in tables.rows(tables.collect(folder))]
+    assert shown == [
+        ("chat", "fcfs", 1),
+        ("chat", "vtc", 2),
+        ("chat", "dlpm:quantum=1000", 1),
+        ("chat", "dlpm:quantum=8000", 1),
+        ("chat", "mine", 1),
+        ("chat, load=2.0", "fcfs", 1),
+    ]
+
+
+def test_numbers_in_labels_are_ordered_by_size():
+    labels = ["dlpm:quantum=32000", "dlpm:quantum=1000.5", "dlpm", "dlpm:quantum=900"]
+    assert sorted(labels, key=lambda label: reading_order("dlpm", label)) == [
+        "dlpm", "dlpm:quantum=900", "dlpm:quantum=1000.5", "dlpm:quantum=32000",
+    ]  # fmt: skip
+
+
+def test_seeds_are_averaged_and_the_ratio_is_to_vtc(folder):
+    rows = by_scheduler(folder)
+    assert value(rows["vtc"], "client_service_per_s").text == "38 ±18"
+    assert value(rows["vtc"], "vs_reference").text == "1.00"
+    assert value(rows["fcfs"], "vs_reference").text == f"{20 / 37.5:.2f}"
+
+
+def test_the_best_of_a_setting_is_marked(folder):
+    rows = by_scheduler(folder)
+    assert [name for name, row in rows.items() if value(row, "client_service_per_s").best] == [
+        "dlpm:quantum=8000"
+    ]
+    assert {name for name, row in rows.items() if value(row, "jain_client_all_active").best} == {
+        "fcfs", "vtc", "mine",
+    }  # fmt: skip
+    assert not any(value(row, "preemptions").best for row in rows.values())
+
+
+def test_a_setting_without_vtc_has_no_ratio(folder):
+    alone = tables.rows(tables.collect(folder))[-1]
+    assert alone.setting == "chat, load=2.0"
+    assert value(alone, "vs_reference").text == "none"
+    assert not any(shown.best for shown in alone.values)
+
+
+def test_a_missing_jain_is_none_with_a_reason_and_never_best(tmp_path):
+    apart = requests(
+        {"client": "a", "arrival": 0, "admitted": 1, "finish": 2},
+        {"client": "b", "arrival": 3, "admitted": 4, "finish": 5},
+    )
+    folder = experiment(tmp_path, run(apart), served("vtc", 4))
+    frame = tables.collect(folder)
+    fcfs, vtc = tables.rows(frame)
+    assert value(fcfs, "jain_client_all_active").text == "none"
+    assert not value(vtc, "jain_client_all_active").best
+    assert "Jain, all active, chat, fcfs: the clients were never all active at once" in tables.reasons(frame)
+
+
+def test_jain_from_a_short_window_is_marked_and_not_ranked(tmp_path):
+    brief = requests(
+        {"client": "a", "arrival": 0, "finish": 10, "prompt_tokens": 100},
+        {"client": "b", "arrival": 9.9, "finish": 11, "prompt_tokens": 0, "output_tokens": 1},
+    )
+    folder = experiment(tmp_path, run(brief), served("vtc", 4, 0.5), served("dlpm", 4, 0.4))
+    frame = tables.collect(folder)
+    fcfs, vtc, _ = tables.rows(frame)
+    assert value(fcfs, "jain_client_all_active").text.endswith("†")
+    assert value(vtc, "jain_client_all_active").best
+    assert headlines(frame)[0].fairest.startswith("vtc:")
+
+
+def test_some_seeds_without_a_number_are_told(tmp_path):
+    apart = requests(
+        {"client": "a", "arrival": 0, "finish": 2},
+        {"client": "b", "arrival": 3, "finish": 5},
+    )
+    folder = experiment(tmp_path, served("fcfs", 4), run(apart, seed=1))
+    row = tables.rows(tables.collect(folder))[0]
+    assert value(row, "jain_client_all_active").text == "1.000 (1 of 2 seeds)"
+
+
+def test_rich_table_shows_every_scheduler_and_no_name_as_markup(tmp_path):
+    folder = experiment(tmp_path, served("mine[red]", 4, workload="[bold]x[/bold]"), served("vtc", 8))
+    console = Console(file=io.StringIO(), width=200)
+    console.print(tables.rich_table(tables.collect(folder)))
+    text = console.file.getvalue()
+    assert "mine[red]" in text
+    assert "[bold]x[/bold]" in text
+
+
+def test_summary_csv_holds_what_collect_returns(folder):
+    frame = tables.collect(folder)
+    written = pd.read_csv(tables.write_summary(frame, folder))
+    assert written.columns.tolist() == frame.columns.tolist()
+    assert written["client_service_per_s"].tolist() == pytest.approx(frame["client_service_per_s"].tolist())
+
+
+def test_headline_names_the_fastest_the_fairest_and_the_compromise(folder):
+    first = headlines(tables.collect(folder))[0]
+    # Services 100 and 41 in 2 s against vtc's mean of 200 in 4 s and in 8 s; Jain 141^2 / (2 (100^2 + 41^2)).
+    assert first.fastest == "dlpm:quantum=8000: 70 service/s, 1.88x vtc's, at Jain 0.851"
+    assert first.fairest.endswith("at Jain 1.000")
+    assert first.balanced == "dlpm:quantum=1000: 48 service/s, 1.27x vtc's, at Jain 0.997"
+
+
+def test_headline_admits_that_all_are_alike(tmp_path):
+    found = headlines(tables.collect(experiment(tmp_path, served("fcfs", 4), served("vtc", 4))))[0]
+    assert found.fastest.startswith("all 2 alike")
+    assert found.fairest.startswith("all 2 alike")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "experiment.json is missing"),
+        ("{", "experiment.json: not an index"),
+        ('{"name": "x", "command": "", "cells": []}', "lists no finished cell"),
+        ('{"name": "x", "command": "", "cells": ["gone"]}', "gone: not a run folder"),
+    ],
+)
+def test_a_damaged_folder_is_bad_input(tmp_path, content, problem):
+    if content is not None:
+        (tmp_path / "experiment.json").write_text(content)
+    with pytest.raises(BadInput, match=problem) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_manifest_without_labels_is_bad_input(folder):
+    path = folder / "cells" / "02-vtc" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["labels"]["policy"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match="labels miss policy"):
+        load(folder)
