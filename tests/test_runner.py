@@ -164,10 +164,19 @@ def test_without_a_finished_cell_there_is_no_report(tmp_path: Path, reports: lis
     assert reports == []
 
 
-def test_backend_settings_that_cannot_work_fail_their_cell_with_the_reason(tmp_path: Path):
-    backend = {"kind": "simulator", "token_budget": 8}
-    outcome = run(plan(tmp_path, tmp_path / "out", backend=backend), tmp_path / "out")
-    assert "token_budget (8) must be at least max_running" in outcome.failed["tiny_fcfs_seed=0"]
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"token_budget": 8}, r"backend: token_budget \(8\) must be at least max_running"),
+        ({"gpu": "h10"}, r"backend: gpu: unknown gpu 'h10'; did you mean 'h100'\?"),
+        ({"cost": "nowhere.yaml"}, r"backend: nowhere.yaml: cannot be read"),
+    ],
+)
+def test_backend_settings_that_cannot_work_stop_the_plan(
+    tmp_path: Path, setting: dict[str, object], problem: str
+):
+    with pytest.raises(BadInput, match=problem):
+        plan(tmp_path, tmp_path / "out", backend={"kind": "simulator", **setting})
 
 
 def test_an_estimate_grows_with_the_trace(tmp_path: Path):

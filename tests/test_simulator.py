@@ -279,7 +279,7 @@ def test_settings_that_cannot_work_are_named(settings: dict[str, object], messag
 
 def test_coefficients_that_are_not_there_are_named() -> None:
     with pytest.raises(BadInput, match=r"nowhere.yaml: cannot be read"):
-        Simulator(cost=Path("nowhere.yaml")).run(ONE, FIFO, lambda share: None)
+        Simulator(cost=Path("nowhere.yaml"))
 
 
 def test_a_model_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_fitted_coefficients_come_from_a_file(tmp_path: Path) -> None:
     assert outcome.requests["finish"].tolist() == [2 + 5 * 0.5]
     file.write_text("{step: 2, token: -1, attended: 0, read: 0, sequence: 0}")
     with pytest.raises(BadInput, match=r"cost.yaml: token: .*greater than or equal to 0"):
-        Simulator(cost=file).run(ONE, FIFO, lambda share: None)
+        Simulator(cost=file)
 
 
 def test_outcome_has_a_row_for_every_request_and_the_service_log() -> None:

@@ -35,7 +35,10 @@ ACTIVATIONS = 1.5e9
 
 
 class Simulator(BaseModel):
-    """Settings of the simulator, and the `Backend` that serves a trace with them."""
+    """Settings of the simulator, and the `Backend` that serves a trace with them.
+
+    What cannot work is refused when the settings are read: `ValidationError`, or `BadInput` for `cost`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,17 +75,18 @@ class Simulator(BaseModel):
             )
         if self.pool_tokens() < 16:
             raise ValueError(f"model {self.model!r} leaves no memory for a KV cache on gpu {self.gpu!r}")
+        self._cost()
         return self
 
     def run(self, trace: Trace, scheduler: SchedulerSpec, progress: Progress) -> Outcome:
-        """Serve the trace. Raises `BadInput` for a file of coefficients that cannot be used."""
+        """Serve the trace."""
         requests = lives(trace)
         engine = self.engine_for(requests, scheduler.build())
         engine.run(progress)
         return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine))
 
     def engine_for(self, requests: list[Live], policy: Scheduler) -> Engine:
-        """A fresh engine with these settings. Raises as `run` does."""
+        """A fresh engine with these settings."""
         limits = Limits(self.max_running, self.token_budget)
         return ENGINES[self.engine](requests, policy, self._cost(), limits, self.pool_tokens())
 
