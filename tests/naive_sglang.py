@@ -156,7 +156,7 @@ class NaiveSGLang(NaiveEngine):
         self.chunked: Job | None = None
         self.last: list[Job] = []
         self.batch: dict[Job, int] = {}
-        self.reserved = self.reserved_now = self.chunk_left = 0
+        self.reserved = self.chunk_left = 0
 
     def matched(self, job: Job) -> int:
         return self.tree.length(job.known[:-1])
@@ -199,7 +199,7 @@ class NaiveSGLang(NaiveEngine):
         return self._free() + self.tree.tokens(unlocked=True) - self.reserved
 
     def _no_token(self) -> bool:
-        return self._room() <= 0 or self._room() + self.reserved - self.reserved_now <= 0
+        return self._room() <= 0
 
     # -- prefill -----------------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class NaiveSGLang(NaiveEngine):
             self.full |= bool(self.waiting)
         if (self.full or not self.waiting) and self.chunked is None:
             return {}
-        self.chunk_left, self.reserved_now = self.token_budget, 0
+        self.chunk_left = self.token_budget
         self.reserved = sum(min(len(job.output) - job.generated, self.clip) for job in self.running)
         if self.chunked is not None:
             self._continue_chunk(self.chunked)
@@ -223,6 +223,7 @@ class NaiveSGLang(NaiveEngine):
 
     def _continue_chunk(self, job: Job) -> None:
         """`add_chunked_req`."""
+        self.chunked = None
         left = len(job.known) - job.computed
         room = min(self.chunk_left, self._room())
         self._add(job, left, room if room > 0 else self.chunk_left)
@@ -230,11 +231,13 @@ class NaiveSGLang(NaiveEngine):
     def _add(self, job: Job, left: int, most: int) -> None:
         """Give the request its `left` tokens, or a chunk of `most`; its output counts with the last chunk."""
         extend = min(left, most)
-        self.chunked = job if extend < left else None
         self.batch[job] = extend
-        self.reserved += extend + 1 + (0 if extend < left else min(len(job.output), self.clip))
-        self.reserved_now += extend + 1
         self.chunk_left -= extend
+        self.reserved += extend + 1
+        if extend < left:
+            self.chunked = job
+        else:
+            self.reserved += min(len(job.output), self.clip)
 
     def _may_try(self) -> bool:
         if self.chunk_left <= 0 and not self._no_token():
@@ -269,7 +272,7 @@ class NaiveSGLang(NaiveEngine):
         return dict.fromkeys(self.running, 1)
 
     def _retract(self) -> None:
-        """`retract_decode`: at least one goes; the least output first, then the longest prompt, the latest."""
+        """`retract_decode`: at least one goes, by least output, longest prompt, latest in the batch."""
         keep = sorted(self.running, key=lambda job: (job.generated, -len(job.prompt)), reverse=True)
         retracted: list[Job] = []
         while len(keep) > 1 and (not retracted or not self._make_free(len(keep))):

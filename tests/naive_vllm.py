@@ -114,7 +114,7 @@ class NaiveVLLM(NaiveEngine):
             block.holders += 1
 
     def _grow(self, job: Job, tokens: int) -> bool:
-        """`allocate_slots`: blocks for the first `tokens` tokens, if they can be had; full ones are hashed."""
+        """`allocate_slots`: blocks for so many tokens, if they can be had; the full ones are hashed."""
         blocks = self.held[job]
         missing = ceil(tokens / BLOCK) - len(blocks)
         if missing > len(self.free):
