@@ -159,14 +159,12 @@ def _check_outcome(engine: Engine) -> None:
         assert 0 <= live.cached < live.prompt_tokens
         assert live.arrival <= live.admitted < live.first_token <= live.finish
         assert live.arrival >= live.not_before - 1e-12
-    times = [row.time for row in journal.rows]
-    assert times == sorted(times)
-    assert sum(row.output for row in journal.rows) == sum(live.output_tokens for live in finished)
-    assert sum(row.extend for row in journal.rows) == sum(
-        live.prompt_tokens - live.cached for live in finished
-    )
-    assert sum(row.cached for row in journal.rows) == sum(live.cached for live in finished)
-    assert sum(row.recomputed for row in journal.rows) == sum(live.recomputed for live in engine.requests)
+    times, _, extend, cached, recomputed, output = zip(*journal.rows or [(0,) * 6], strict=True)
+    assert list(times) == sorted(times)
+    assert sum(output) == sum(live.output_tokens for live in finished)
+    assert sum(extend) == sum(live.prompt_tokens - live.cached for live in finished)
+    assert sum(cached) == sum(live.cached for live in finished)
+    assert sum(recomputed) == sum(live.recomputed for live in engine.requests)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -187,8 +185,8 @@ def test_service_charged_equals_service_logged(kind: str, trace: Trace) -> None:
     engine = _engine(kind, trace, policy)
     engine.run(lambda share: None)
     logged: dict[str, float] = {}
-    for row in engine.journal.rows:
-        logged[row.client] = logged.get(row.client, 0.0) + row.extend + 2 * row.output
+    for _, client, extend, _, _, output in engine.journal.rows:
+        logged[client] = logged.get(client, 0.0) + extend + 2 * output
     charged = {c: granted.get(c, 0.0) - deficit for c, deficit in policy.deficits.items()}
     assert charged == pytest.approx(logged)
 
@@ -267,10 +265,10 @@ def test_two_bounds_hold_for_backlogged_clients() -> None:
     last_admission = min(max(live.admitted for live in engine.requests if live.client == c) for c in "ab")
     bound = 2 * (prompt + 2 * 5 * output + quantum)
     service, widest = {"a": 0.0, "b": 0.0}, 0.0
-    for time, rows in groupby(engine.journal.rows, key=lambda row: row.time):
+    for time, rows in groupby(engine.journal.rows, key=lambda row: row[0]):
         if time >= last_admission:
             break
-        for row in rows:
-            service[row.client] += row.extend + 2 * row.output
+        for _, client, extend, _, _, output_tokens in rows:
+            service[client] += extend + 2 * output_tokens
         widest = max(widest, abs(service["a"] - service["b"]))
     assert 0 < widest <= bound

@@ -61,16 +61,16 @@ class Batch:
 
     def steps_to_end(self) -> int:
         """Steps until the next member has all its tokens."""
-        while self._stale(self._ends[0]):
+        while True:
+            end, _, _, live = self._ends[0]
+            if live in self.members and end == live.joined + live.output_tokens - live.generated:
+                return end - self.ticks
             heapq.heappop(self._ends)
-        return self._ends[0][0] - self.ticks
 
     def ended(self) -> Iterator[Live]:
-        """Members that have all their tokens, by `sequence`; the caller makes them leave."""
-        while self._ends and (self._ends[0][0] <= self.ticks or self._stale(self._ends[0])):
-            entry = heapq.heappop(self._ends)
-            if not self._stale(entry):
-                yield entry[3]
+        """Members that have all their tokens, by `sequence`; the caller makes each leave."""
+        while self.members and not self.steps_to_end():
+            yield heapq.heappop(self._ends)[3]
 
     def blocks_needed(self, steps: int) -> int:
         """New blocks that members need for the next `steps` steps."""
@@ -89,7 +89,3 @@ class Batch:
 
     def _turn(self, live: Live) -> int:
         return (live.joined - (live.prompt_tokens + live.generated - 1)) % self._block
-
-    def _stale(self, entry: tuple[int, int, int, Live]) -> bool:
-        end, _, _, live = entry
-        return live not in self.members or live.joined + live.output_tokens - live.generated != end

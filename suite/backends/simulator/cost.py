@@ -38,9 +38,10 @@ class Cost:
 
     def step(self, new: int, attended: int, read: int, sequences: int) -> float:
         """Duration of one step."""
-        return max(
-            base + new * a + attended * b + read * c + sequences * d for base, a, b, c, d in self.lines
-        )
+        longest = 0.0
+        for base, a, b, c, d in self.lines:
+            longest = max(longest, base + new * a + attended * b + read * c + sequences * d)
+        return longest
 
     def decode(self, batch: int, context: int, steps: int) -> float:
         """Duration of `steps` decode steps of `batch` requests that attend `context` tokens in the first."""
@@ -60,12 +61,17 @@ class Cost:
 
     def _greatest(self, batch: int, context: int, steps: int) -> tuple[_Growing, ...]:
         """Which lines are the greatest in the course of this many decode steps, in that order."""
-        growing = [
-            (base + batch * (a + d) + context * (b + c), batch * (b + c)) for base, a, b, c, d in self.lines
-        ]
-        first = max(growing)
-        last = max(growing, key=lambda line: line[0] + line[1] * (steps - 1))
-        return (first,) if first == last or first[1] >= last[1] else (first, last)
+        first = last = (0.0, 0.0)
+        at_last = 0.0
+        for base, a, b, c, d in self.lines:
+            growth = batch * (b + c)
+            line = (base + batch * (a + d) + context * (b + c), growth)
+            ending = line[0] + growth * (steps - 1)
+            if line > first:
+                first = line
+            if ending > at_last:
+                at_last, last = ending, line
+        return (first,) if first[1] >= last[1] else (first, last)
 
 
 def _total(lines: tuple[_Growing, ...], steps: int) -> float:

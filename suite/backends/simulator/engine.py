@@ -18,7 +18,7 @@ from baselines.scheduler import Request, Scheduler
 from baselines.waiting import WaitingQueue
 from suite.backends.simulator.batch import Batch
 from suite.backends.simulator.cost import Cost
-from suite.backends.simulator.journal import Journal, Row
+from suite.backends.simulator.journal import Journal
 from suite.backends.simulator.live import Arrivals, Live
 from suite.backends.simulator.pool import Pool
 from suite.backends.simulator.tree import Mark, Node, cut
@@ -193,7 +193,7 @@ class Engine(ABC):
             return
         live.admitted, live.cached = self.now, cached
         self.journal.settle(self.batch.by_client)
-        self.journal.rows.append(Row(self.now, live.client, live.prompt_tokens - cached, cached))
+        self.journal.rows.append((self.now, live.client, live.prompt_tokens - cached, cached, 0, 0))
         self.policy.admitted(live, cached, self.now)
 
     # -- computing -----------------------------------------------------------------------------------------
@@ -215,7 +215,8 @@ class Engine(ABC):
         """Account for computed chunks; returns the requests that now have their next token."""
         ready = []
         for live, chunk in work.chunks:
-            self._recomputed(live, chunk)
+            if live.preemptions:
+                self._recomputed(live, chunk)
             live.computed += chunk
             live.most_computed = max(live.most_computed, live.computed)
             self._cache(live, live.computed)
@@ -232,7 +233,7 @@ class Engine(ABC):
         if again > 0:
             live.recomputed += again
             self.journal.settle(self.batch.by_client)
-            self.journal.rows.append(Row(self.now, live.client, recomputed=again))
+            self.journal.rows.append((self.now, live.client, 0, 0, again, 0))
 
     def _cache(self, live: Live, computed: int) -> None:
         """Put a request's full blocks up to `computed` tokens into the prefix cache."""
@@ -252,17 +253,19 @@ class Engine(ABC):
             tokens.update(dict.fromkeys(ready, 1))
             if tokens:
                 self.policy.generated(tokens, self.now)
-        if ready or (decoded and batch.members and not batch.steps_to_end()):
+        ended = decoded and batch.members and not batch.steps_to_end()
+        if ended or ready:
             self.journal.settle(batch.by_client)
-        for live in batch.ended():
-            batch.leave(live)
-            self._finish(live)
+        if ended:
+            for live in batch.ended():
+                batch.leave(live)
+                self._finish(live)
         for live in ready:
             self._first_token(live)
 
     def _first_token(self, live: Live) -> None:
         """The token that ends a prefill."""
-        self.journal.rows.append(Row(self.now, live.client, output=1))
+        self.journal.rows.append((self.now, live.client, 0, 0, 0, 1))
         live.generated += 1
         if live.generated == 1:
             live.first_token = self.now
@@ -316,9 +319,10 @@ class Engine(ABC):
         if arrival < inf:
             steps = self.cost.steps_to(arrival - self.now, len(batch.members), batch.context, steps)
         first = batch.blocks_needed(1)
-        while steps > 1 and batch.blocks_needed(steps) - first > pool.available:
-            steps = max(1, min(steps - 1, steps * pool.available // batch.blocks_needed(steps)))
-        pool.take(batch.blocks_needed(steps) - first)
+        while (more := batch.blocks_needed(steps) - first) > pool.available:
+            steps = max(1, min(steps - 1, steps * pool.available // more))
+        if more:
+            pool.take(more)
         return steps
 
     def _idle(self) -> None:

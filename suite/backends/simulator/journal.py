@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TypeAlias
 
-
-class Row(NamedTuple):
-    """Service a client received at or, for output tokens, up to a time; see `suite.results`."""
-
-    time: float
-    client: str
-    extend: int = 0
-    cached: int = 0
-    recomputed: int = 0
-    output: int = 0
+Row: TypeAlias = tuple[float, str, int, int, int, int]
+"""Time, client, and tokens: extend, cached, recomputed, output; see `suite.results`."""
 
 
 class Journal:
@@ -34,6 +26,5 @@ class Journal:
         """Write the rows of the decode steps so far, in which each client had this many requests decoding."""
         if self._decoded:
             steps, self._decoded = self._decoded, 0
-            self.rows += [
-                Row(self._until, client, output=requests * steps) for client, requests in by_client.items()
-            ]
+            time = self._until
+            self.rows += [(time, client, 0, 0, 0, running * steps) for client, running in by_client.items()]

@@ -157,13 +157,13 @@ class VLLMPool(Pool):
     def _evict(self, blocks: int) -> None:
         while blocks > 0:
             node = next(iter(self._queue))
-            if self._owned(node) <= blocks:
-                del self._queue[node]
-                blocks -= self._remove(node)
-            else:
-                self.tree.shorten(node, (node.end // self.block - blocks) * self.block)
+            last = node.end // self.block
+            if last - node.start // self.block > blocks:
+                self.tree.shorten(node, (last - blocks) * self.block)
                 self._evicted(blocks)
                 return
+            del self._queue[node]
+            blocks -= self._remove(node)
 
 
 class SGLangPool(Pool):

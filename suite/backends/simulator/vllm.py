@@ -48,7 +48,8 @@ class VLLMEngine(Engine):
         """Take the blocks that decoding needs in this step, preempting if there are too few."""
         needed = self.batch.blocks_needed(1)
         if needed <= self.pool.available:
-            self.pool.take(needed)
+            if needed:
+                self.pool.take(needed)
             return 0
         preemptions = 0
         for live in list(self.batch.members):
