@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator
 from heapq import merge
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from baselines.scheduler import Request
 
@@ -25,14 +25,30 @@ class PrefixMatches(Protocol):
         """Stop telling changes of this request's match."""
 
 
+_ByPrefix: TypeAlias = list[tuple[int, int, Request]]
+
+
 class _Queue:
     """One client's waiting requests, in both orders."""
 
-    __slots__ = ("by_arrival", "by_prefix")
+    __slots__ = ("_by_prefix", "_lent", "by_arrival")
 
     def __init__(self) -> None:
         self.by_arrival: list[tuple[int, Request]] = []
-        self.by_prefix: list[tuple[int, int, Request]] = []
+        self._by_prefix: _ByPrefix = []
+        self._lent = False
+
+    def lend(self) -> _ByPrefix:
+        """The longest-prefix order, to be read: it stays as it is now for whoever has it."""
+        self._lent = True
+        return self._by_prefix
+
+    def mutable(self) -> _ByPrefix:
+        """The longest-prefix order, to be changed: a copy if it is lent."""
+        if self._lent:
+            self._by_prefix = self._by_prefix.copy()
+            self._lent = False
+        return self._by_prefix
 
 
 class WaitingQueue:
@@ -69,8 +85,8 @@ class WaitingQueue:
         del queue.by_arrival[bisect_left(queue.by_arrival, key)]
         if self._matched is not None:
             self._matches.unfollow(request)
-            tokens = self._matched.pop(request)
-            del queue.by_prefix[bisect_left(queue.by_prefix, (-tokens, request.sequence))]
+            by_prefix = queue.mutable()
+            del by_prefix[bisect_left(by_prefix, (-self._matched.pop(request), request.sequence))]
         if not queue.by_arrival:
             del self._queues[request.client]
 
@@ -80,7 +96,7 @@ class WaitingQueue:
         before = self._matched[request]
         if tokens == before:
             return
-        by_prefix = self._queues[request.client].by_prefix
+        by_prefix = self._queues[request.client].mutable()
         del by_prefix[bisect_left(by_prefix, (-before, request.sequence))]
         insort(by_prefix, (-tokens, request.sequence, request))
         self._matched[request] = tokens
@@ -111,7 +127,7 @@ class WaitingQueue:
         """The waiting requests (of `clients`, if given), most matched tokens first, ties by `sequence`."""
         self._all_matched()
         queues = self._queues
-        orders = [queues[client].by_prefix.copy() for client in (queues if clients is None else clients)]
+        orders = [queues[client].lend() for client in (queues if clients is None else clients)]
         return map(itemgetter(2), orders[0] if len(orders) == 1 else merge(*orders))
 
     def _all_matched(self) -> dict[Request, int]:
@@ -123,4 +139,4 @@ class WaitingQueue:
 
     def _follow(self, request: Request, matched: dict[Request, int]) -> None:
         tokens = matched[request] = self._matches.follow(request)
-        insort(self._queues[request.client].by_prefix, (-tokens, request.sequence, request))
+        insort(self._queues[request.client].mutable(), (-tokens, request.sequence, request))
