@@ -14,7 +14,7 @@ from baselines.lpm import LPM
 from baselines.scheduler import Candidates, Scheduler, Waiting
 from suite.backends.simulator import Simulator
 from suite.backends.simulator.cost import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, STEP_OVERHEAD, Cost, roofline
-from suite.backends.simulator.engine import Engine, Limits, Stuck
+from suite.backends.simulator.engine import Engine, Limits, PolicyError
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
@@ -202,11 +202,35 @@ class Nobody(Scheduler):
         yield
 
 
+class Twice(Scheduler):
+    """Offers the same request again."""
+
+    def candidates(self, waiting: Waiting, now: float) -> Candidates:
+        request = next(iter(waiting.by_arrival()))
+        yield request
+        yield request
+
+
+class NoGenerator(Scheduler):
+    """Returns a list."""
+
+    def candidates(self, waiting: Waiting, now: float) -> Candidates:
+        return list(waiting.by_arrival())  # type: ignore[return-value]
+
+
 @pytest.mark.parametrize("kind", ENGINES)
-def test_a_policy_that_starves_an_idle_engine_is_reported(kind: str) -> None:
-    engine = make(kind, Request("a", "x", 0.0, prompt(("p", 5)), 1), policy=Nobody())
-    with pytest.raises(Stuck, match="Nobody admits none of 1 waiting"):
-        engine.run(lambda share: None)
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (Nobody(), "Nobody offers none of 2 waiting requests"),
+        (Twice(), r"Twice offers Live\('a', .*\), which is not a waiting request"),
+        (NoGenerator(), "NoGenerator has a `candidates` that is not a generator"),
+    ],
+)
+def test_a_policy_that_breaks_the_rules_is_reported(kind: str, policy: Scheduler, message: str) -> None:
+    requests = (Request(id, "x", 0.0, prompt((id, 5)), 9) for id in "ab")
+    with pytest.raises(PolicyError, match=message):
+        make(kind, *requests, policy=policy).run(lambda share: None)
 
 
 # -- cost --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -24,8 +24,8 @@ from suite.backends.simulator.pool import Pool
 from suite.backends.simulator.tree import Mark, Node, cut
 
 
-class Stuck(RuntimeError):
-    """The policy offers nobody although requests wait, nothing runs and nothing more arrives."""
+class PolicyError(RuntimeError):
+    """The policy does what no host can go along with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,12 @@ class Engine(ABC):
             return
         live.sequence = self._received
         self._received += 1
-        self.waiting.add(live)
+        self._queue(live)
         self.policy.arrived(live, self.now)
+
+    def _queue(self, live: Live) -> None:
+        live.queued = True
+        self.waiting.add(live)
 
     # -- what engines differ in ----------------------------------------------------------------------------
 
@@ -157,9 +161,13 @@ class Engine(ABC):
             return
         self.decisions += 1
         offers = self.policy.candidates(self.waiting, self.now)
+        if not isinstance(offers, Generator):
+            raise self._policy_error("has a `candidates` that is not a generator; it must `yield` requests")
         live = next(offers, None)
         while live is not None:
-            admitted = self._try(live, work)  # type: ignore[arg-type]  # all requests here are Live
+            if not (isinstance(live, Live) and live.queued):
+                raise self._policy_error(f"offers {live!r}, which is not a waiting request")
+            admitted = self._try(live, work)
             if admitted and not self._open(work):
                 break
             try:
@@ -185,6 +193,7 @@ class Engine(ABC):
     def _start(self, live: Live, tip: Node, cached: int) -> None:
         """Move a request from waiting to prefill; its cached prefix is held up to `tip`."""
         self.waiting.remove(live)
+        live.queued = False
         self.pool.hold(tip)
         live.tip, live.beyond = tip, cut(live.content, tip.end, live.target)[1]
         live.computed = cached
@@ -303,7 +312,7 @@ class Engine(ABC):
         self._release(live)
         live.preemptions += 1
         live.most_computed = max(live.most_computed, live.computed)
-        self.waiting.add(live)
+        self._queue(live)
         self.policy.preempted(live, self.now)
 
     # -- decode stretches ----------------------------------------------------------------------------------
@@ -329,11 +338,13 @@ class Engine(ABC):
         """Nothing runs and nobody was admitted: wait for an arrival that may change the policy's mind."""
         time = self._arrivals.next_time()
         if time == inf:
-            raise Stuck(
-                f"scheduler {type(self.policy).__name__} admits none of {len(self.waiting)} waiting "
-                f"requests, nothing runs and nothing more arrives"
+            raise self._policy_error(
+                f"offers none of {len(self.waiting)} waiting requests, nothing runs and nothing more arrives"
             )
         self.now = max(self.now, time)
+
+    def _policy_error(self, what: str) -> PolicyError:
+        return PolicyError(f"scheduler {type(self.policy).__name__} {what}")
 
     # -- prefix matches of waiting requests (`baselines.waiting.PrefixMatches`) ------------------------------
 

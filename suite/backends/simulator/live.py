@@ -21,10 +21,10 @@ class Live(Request):
     """
 
     __slots__ = (
-        "admitted", "at", "beyond", "cached", "computed", "content", "finish", "first_token", "followed",
-        "followers",
-        "generated", "joined", "missing", "most_computed", "node", "not_before", "output_address",
-        "output_tokens", "preemptions", "prompt", "recomputed", "rest", "status", "target", "think", "tip",
+        "admitted", "at", "beyond", "cached", "computed", "content", "finish", "first_token",
+        "followed", "followers", "generated", "joined", "missing", "most_computed", "node",
+        "not_before", "output_address", "output_tokens", "preemptions", "prompt", "queued",
+        "recomputed", "rest", "status", "target", "think", "tip",
     )  # fmt: skip
 
     content: Content
@@ -50,7 +50,7 @@ class Live(Request):
         self.admitted = self.first_token = self.finish = nan
         self.cached = self.recomputed = self.preemptions = 0
         self.status = "waiting"
-        self.followed = False
+        self.followed = self.queued = False
         self.followers: list[Live] = []
         self.missing = 0
         self.not_before = 0.0
