@@ -53,7 +53,7 @@ class Waiting(Protocol):
         """Number of waiting requests."""
 
     def clients(self) -> Collection[str]:
-        """Clients with at least one request waiting, in the order in which they began to wait."""
+        """Clients with at least one request waiting, in no order that hosts agree on."""
 
     def by_arrival(self) -> Iterable[Request]:
         """All waiting requests in order of `sequence`."""
@@ -62,7 +62,10 @@ class Waiting(Protocol):
         """The waiting requests of one client in order of `sequence`."""
 
     def matched(self, request: Request) -> int:
-        """Tokens of the request's prompt that the prefix cache holds now and would spare it."""
+        """Tokens of what the request has to compute that the prefix cache holds now and would spare it.
+
+        That is its prompt and, after a preemption, what it had generated.
+        """
 
     def by_longest_prefix(self, clients: Collection[str] | None = None) -> Iterable[Request]:
         """The waiting requests (of `clients`, if given), most matched tokens first, ties by `sequence`."""

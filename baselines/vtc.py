@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Literal
 
 from baselines.scheduler import Candidates, Request, Scheduler, Waiting, must_be_positive
@@ -25,7 +26,7 @@ class VTC(Scheduler):
     - *Batch full.* When the chosen request does not fit, admission stops: nobody is skipped.
     - *Preemption.* A preempted request waits again without a lift (its client never stopped being served)
       and is not charged again when it resumes. An abort gives back what was charged and never computed.
-    - *Ties* go to the client that began to wait first.
+    - *Ties* go to the client whose oldest waiting request arrived first.
     """
 
     name = "vtc"
@@ -83,10 +84,10 @@ class VTC(Scheduler):
 
     def candidates(self, waiting: Waiting, now: float) -> Candidates:
         """Offer the oldest request of the client with the least counter until one is refused (17-25)."""
-        counters = self.counters
         while clients := waiting.clients():
-            client = min(clients, key=counters.__getitem__)
-            if not (yield next(iter(waiting.of(client)))):
+            least = min(map(self.counters.__getitem__, clients))
+            oldest = (next(iter(waiting.of(client))) for client in clients if self.counters[client] == least)
+            if not (yield min(oldest, key=attrgetter("sequence"))):
                 return
 
     def _lift(self) -> float:

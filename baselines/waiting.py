@@ -107,7 +107,7 @@ class WaitingQueue:
         return len(self._by_arrival)
 
     def clients(self) -> Collection[str]:
-        """Clients with at least one request waiting, in the order in which they began to wait."""
+        """Clients with at least one request waiting."""
         return self._queues.keys()
 
     def by_arrival(self) -> Iterator[Request]:
@@ -120,7 +120,10 @@ class WaitingQueue:
         return map(itemgetter(1), queue.by_arrival if queue else ())
 
     def matched(self, request: Request) -> int:
-        """Tokens of the request's prompt that the prefix cache holds now and would spare it."""
+        """Tokens of what the request has to compute that the prefix cache holds now and would spare it.
+
+        That is its prompt and, after a preemption, what it had generated.
+        """
         return self._all_matched()[request]
 
     def by_longest_prefix(self, clients: Collection[str] | None = None) -> Iterable[Request]:

@@ -163,7 +163,7 @@ class NaiveSGLang(NaiveEngine):
 
     def _can_ever_fit(self, job: Job) -> bool:
         prompt, output = len(job.prompt), len(job.output)
-        return prompt + min(output, self.clip) + 1 < self.kv_tokens and prompt + output <= self.kv_tokens
+        return prompt + output + 1 < self.kv_tokens
 
     def _schedule(self) -> dict[Job, int]:
         self._merge_last()

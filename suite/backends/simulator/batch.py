@@ -17,7 +17,8 @@ class Batch:
     """
 
     def __init__(self, block: int) -> None:
-        self.members: dict[Live, None] = {}
+        self.members: dict[Live, int] = {}
+        """Each with its number in the order of joining."""
         self.ticks = 0
         self.context = 0
         """Tokens attended in the next step, summed over members."""
@@ -25,19 +26,19 @@ class Batch:
         self._block = block
         self._turns = [0] * block
         """Members by the tick, modulo the block size, at which they need a new block."""
-        self._ends: list[tuple[int, int, int, Live]] = []
+        self._ends: list[tuple[int, int, Live]] = []
         self._joins = 0
 
     def join(self, live: Live) -> None:
         """A request that has its first token (again) and needs more."""
-        self.members[live] = None
+        self._joins += 1
+        self.members[live] = self._joins
         live.joined = self.ticks
         self.context += live.prompt_tokens + live.generated
         self._turns[self._turn(live)] += 1
         self.by_client[live.client] = self.by_client.get(live.client, 0) + 1
         end = self.ticks + live.output_tokens - live.generated
-        self._joins += 1
-        heapq.heappush(self._ends, (end, live.sequence, self._joins, live))
+        heapq.heappush(self._ends, (end, self._joins, live))
 
     def leave(self, live: Live) -> None:
         """Take a request out and settle how much it has generated and computed."""
@@ -62,15 +63,15 @@ class Batch:
     def steps_to_end(self) -> int:
         """Steps until the next member has all its tokens."""
         while True:
-            end, _, _, live = self._ends[0]
-            if live in self.members and end == live.joined + live.output_tokens - live.generated:
+            end, number, live = self._ends[0]
+            if self.members.get(live) == number:
                 return end - self.ticks
             heapq.heappop(self._ends)
 
     def ended(self) -> Iterator[Live]:
-        """Members that have all their tokens, by `sequence`; the caller makes each leave."""
+        """Members that have all their tokens, in order of joining; the caller makes each leave."""
         while self.members and not self.steps_to_end():
-            yield heapq.heappop(self._ends)[3]
+            yield heapq.heappop(self._ends)[2]
 
     def blocks_needed(self, steps: int) -> int:
         """New blocks that members need for the next `steps` steps."""

@@ -65,7 +65,7 @@ class Pool(ABC):
         """The node of this path that ends at `at` tokens, split off if there is none."""
         while node.parent is not None and at <= node.start:
             node = node.parent
-        return node if at == node.end else self.tree.split(node, at)
+        return node if at == node.end else self._split(node, at)
 
     def hold(self, node: Node) -> None:
         """Keep the content up to `node` from eviction."""
@@ -98,7 +98,7 @@ class Pool(ABC):
         new, rest = cut(beyond, end - tip.end, total - tip.end)
         node, at, left = self.tree.walk(tip, new)
         if at < node.end:
-            node = self.tree.split(node, at)
+            node = self._split(node, at)
         self.free += at // self.block - tip.end // self.block
         self.hold(node)
         if left:
@@ -107,6 +107,9 @@ class Pool(ABC):
             node = child
         self.drop(tip)
         return node, rest
+
+    def _split(self, node: Node, at: int) -> Node:
+        return self.tree.split(node, at)
 
     def _owned(self, node: Node) -> int:
         return node.end // self.block - node.start // self.block
@@ -169,7 +172,8 @@ class VLLMPool(Pool):
 class SGLangPool(Pool):
     """SGLang's radix cache: least recently used first, whole leaves, so usually more than was asked for.
 
-    A node is touched when a request that is tried matches it and when content is inserted below it.
+    A node is touched when a request that is tried matches it, if only in part, and when content is inserted
+    below it.
     """
 
     def __init__(self, capacity: int, block: int, moved: Callable[[Mark], None]) -> None:
@@ -177,6 +181,11 @@ class SGLangPool(Pool):
         self._clock = 0
         self._leaves: list[tuple[int, int, Node]] = []
         self._pushes = 0
+
+    def make_free(self, blocks: int) -> None:
+        """Evict until so many blocks are free or nothing is idle."""
+        if blocks > self.free:
+            self._evict(min(blocks - self.free, self.idle))
 
     def touch(self, node: Node) -> None:
         """Mark the path to `node` as used now."""
@@ -187,6 +196,15 @@ class SGLangPool(Pool):
             touched = touched.parent
         if not node.holds:
             self._unused(node)
+
+    def _split(self, node: Node, at: int) -> Node:
+        """As `Pool._split`; the lower part, reached by the match and not matched, counts as used too."""
+        upper = super()._split(node, at)
+        self._clock += 1
+        node.stamp = self._clock
+        if not node.holds:
+            self._unused(node)
+        return upper
 
     def insert(self, tip: Node, beyond: Content, end: int, total: int) -> tuple[Node, Content]:
         """As `Pool.insert`; the path counts as used."""

@@ -11,6 +11,9 @@ from suite.backends.simulator.pool import SGLangPool
 CLIP = 4096
 """Of a request's coming output, admission reserves at most this many tokens (SGLang's default)."""
 
+RETRACT_DECODE_STEPS = 20
+"""A retraction evicts for this many decode steps of the requests that stay (SGLang's default)."""
+
 
 class SGLangEngine(Engine):
     """A prefill batch whenever one can be formed, else a decode step for all.
@@ -37,16 +40,16 @@ class SGLangEngine(Engine):
         """Tokens of this batch that are promised and not yet taken."""
 
     def _fits(self, live: Live) -> bool:
-        whole = live.prompt_tokens + live.output_tokens
-        return live.prompt_tokens + min(live.output_tokens, CLIP) + 1 < self.pool.capacity >= whole
+        return live.prompt_tokens + live.output_tokens + 1 < self.pool.capacity
 
     def _step(self) -> None:
         work = Prefill()
         self._plan_prefill(work)
         if work.chunks:
             self.pool.take(self._unallocated)
+            alone = not self.batch.members
             self._compute(work, decode=False)
-            if self.chunked:
+            if self.chunked or alone:
                 self._full = False
         elif self.batch.members:
             self._retract()
@@ -111,16 +114,24 @@ class SGLangEngine(Engine):
     def _retract(self) -> None:
         """Free memory for one decode step by taking requests back, those with the least output first."""
         batch = self.batch
-        if len(batch.members) <= self.pool.available:
+        self.pool.make_free(len(batch.members))
+        if len(batch.members) <= self.pool.free:
             return
-        order = sorted(batch.members, key=lambda live: (batch.generated(live), -live.prompt_tokens))
-        for live in order:
-            if len(batch.members) <= max(1, self.pool.available):
-                break
-            self._preempt(live, keep_output=False)
-            self._full = False
+        self._full = False
+        keep = sorted(
+            batch.members, key=lambda live: (batch.generated(live), -live.prompt_tokens), reverse=True
+        )
+        while 1 < len(keep) > self.pool.available:
+            self._preempt(keep.pop(), keep_output=False)
+            self.pool.make_free(RETRACT_DECODE_STEPS * len(keep))
         if self.chunked and len(batch.members) > self.pool.available:
             self._preempt(self.chunked, keep_output=False)
+
+    def _cache(self, live: Live, computed: int) -> None:
+        """As `Engine._cache`; prompt and output can be evicted apart."""
+        super()._cache(live, computed)
+        if live.prompt_tokens < live.tip.end:
+            self.pool.cut_at(live.tip, live.prompt_tokens)
 
     def _finish(self, live: Live) -> None:
         super()._finish(live)
