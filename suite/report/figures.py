@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -100,20 +100,51 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
 
 def _tradeoff_panel(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.Look]) -> None:
     drawn = table.dropna(subset=["jain_client_all_active"])
+    labels: list[_Label] = []
     for (policy, swept), line in drawn.groupby(["policy", drawn["scheduler"].map(_swept)], sort=False):
         joined = bool(swept) and len(line) > 1
         _scatter(axes, line, looks[str(policy)], joined)
         for row in line.itertuples():
             text = str(row.scheduler).partition(":")[2]
-            place = (row.client_service_per_s, row.jain_client_all_active)
             shown = text.partition("=")[2] if joined else style.plain(text)
             shown += "†" if row.jain_client_all_active_short else ""
-            axes.annotate(shown, place, (5, 4), textcoords="offset points", fontsize=6.5)
+            x, y = cast(float, row.client_service_per_s), cast(float, row.jain_client_all_active)
+            labels.append(_Label(x, y, shown))
     absent = [name for name in table["scheduler"] if name not in set(drawn["scheduler"])]
     if absent:
         text = "no such Jain: " + ", ".join(map(style.plain, absent))
         axes.text(0.02, 0.02, text, transform=axes.transAxes, fontsize=6.5, wrap=True)
     axes.margins(0.2, 0.15)
+    _annotate(axes, labels)
+
+
+class _Label(NamedTuple):
+    x: float
+    y: float
+    text: str
+
+
+def _annotate(axes: Axes, labels: list[_Label]) -> None:
+    """Write each label beside its point; points too close for labels of their own share one."""
+    width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
+    groups: list[list[_Label]] = []
+    for label in filter(lambda label: label.text, labels):
+        near = (
+            group
+            for group in groups
+            if abs(group[0].x - label.x) < width * 0.1 and abs(group[0].y - label.y) < height * 0.05
+        )
+        group = next(near, None)
+        if group is None:
+            groups.append([label])
+        else:
+            group.append(label)
+    for group in groups:
+        place = (float(np.mean([label.x for label in group])), max(label.y for label in group))
+        left = place[0] > np.mean(axes.get_xlim())
+        text = ", ".join(label.text for label in group)
+        beside: dict[str, Any] = {"xytext": (-5, 4), "ha": "right"} if left else {"xytext": (5, 4)}
+        axes.annotate(text, place, textcoords="offset points", fontsize=6.5, **beside)
 
 
 def _scatter(axes: Axes, points: pd.DataFrame, look: style.Look, joined: bool) -> None:
