@@ -118,7 +118,7 @@ def test_the_digest_hangs_on_everything_that_decides_the_outcome(tmp_path: Path)
     yours = tmp_path / "yours.py"
     yours.write_text(mine.read_text() + "# another\n")
     cost = tmp_path / "cost.yaml"
-    cost.write_text("a: 1\n")
+    cost.write_text("{step: 1, token: 1, attended: 0, read: 0, sequence: 0}\n")
     digests = [
         digest(),
         digest(trace="u"),
@@ -131,7 +131,7 @@ def test_the_digest_hangs_on_everything_that_decides_the_outcome(tmp_path: Path)
         digest(seeds=[1]),
         digest(backend={"kind": "simulator", "cost": str(cost)}),
     ]
-    cost.write_text("b: 2\n")
+    cost.write_text("{step: 2, token: 1, attended: 0, read: 0, sequence: 0}\n")
     digests.append(digest(backend={"kind": "simulator", "cost": str(cost)}))
     assert len(set(digests)) == len(digests)
     assert digest() == digests[0]
