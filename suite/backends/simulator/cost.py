@@ -98,8 +98,8 @@ def roofline(model: Model, gpu: GPU) -> Cost:
     """A step takes as long as its arithmetic or its memory traffic, whichever is longer, plus an overhead.
 
     Arithmetic: 2 FLOPs a layer parameter and new token, 4 * layers * heads * head_dim an attended pair,
-    2 * vocabulary * hidden a sequence (its logits), at `COMPUTE_EFFICIENCY` of peak. Traffic: all weights once
-    a step and the KV cache read, at `MEMORY_EFFICIENCY` of bandwidth.
+    2 * vocabulary * hidden a sequence (its logits), at `COMPUTE_EFFICIENCY` of peak. Traffic: all weights
+    once a step and the KV cache read, at `MEMORY_EFFICIENCY` of bandwidth.
     """
     flop = 1 / (gpu.flops * COMPUTE_EFFICIENCY)
     byte = 1 / (gpu.bandwidth * MEMORY_EFFICIENCY)
