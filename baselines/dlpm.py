@@ -19,19 +19,19 @@ class DLPM(Scheduler):
 
     The paper does not publish its quantum; 2,000 is ours. What else Algorithm 1 leaves open, decided:
 
-    - *Refill and rescan.* After a refill the scan begins again at the top of the longest-prefix order, as
-      the paper's outer loop does, so a request skipped a moment ago is not passed over. A client deep in
-      debt gets as many quanta at once as it takes until one waiting client has credit.
+    - *Refill and rescan.* After a refill the scan begins again at the top of the longest-prefix order, taken
+      afresh, as the paper's outer loop does, so a request skipped a moment ago is not passed over. A client
+      deep in debt gets as many quanta at once as it takes until one waiting client has credit.
     - *Batch full.* The first refusal ends the step. So when the only client with credit has a request that
       does not fit, nobody is refilled and no smaller request of another client takes its place: the batch
       drains until the request fits.
-    - *Idle clients* stay known for ever, as printed: they keep debt and credit and take part in refills, so
-      they bank at most one quantum.
+    - *Idle clients* stay known for ever, as printed: they keep debt and credit and take part in refills, by
+      which they bank at most one quantum.
     - *Debt.* Credit may be overdrawn by the prompt of one request and the outputs of what is running; debt
       is not forgiven when a client falls idle.
     - *Weights* scale a client's quantum, as in deficit round robin; the paper has none.
-    - *Preemption.* What a resumed request computes again is not charged. An abort gives back what was
-      charged and never computed.
+    - *Preemption.* What a resumed request computes again is not charged, but its client needs credit for it
+      to resume. An abort gives back what was charged and never computed.
     """
 
     name = "dlpm"

@@ -19,13 +19,15 @@ class VTC(Scheduler):
     What the paper leaves open or has two readings of, decided:
 
     - *Charge.* `charge="full"` counts the whole prompt, cached or not, as the paper does (it predates prefix
-      caching); `charge="extend"` counts only the tokens that had to be computed, as DLPM's authors do.
+      caching); `charge="extend"` counts only the tokens that had to be computed, as DLPM's authors evidently
+      do.
     - *Counter lift.* A client that begins to wait is lifted to the least counter among waiting clients or,
       if nobody waits, to the counter of the last client that left the queue: both branches of the paper,
       although its artifact leaves out the second.
     - *Batch full.* When the chosen request does not fit, admission stops: nobody is skipped.
-    - *Preemption.* A preempted request waits again without a lift (its client never stopped being served)
-      and is not charged again when it resumes. An abort gives back what was charged and never computed.
+    - *Preemption.* A preempted request waits for its own sake only: it is not charged again when it resumes,
+      gives its client no lift, and keeps no later request of its client from one. An abort gives back what
+      was charged and never computed.
     - *Ties* go to the client whose oldest waiting request arrived first.
     """
 
@@ -45,6 +47,7 @@ class VTC(Scheduler):
         self.output_weight = must_be_positive("output_weight", output_weight)
         self.counters: dict[str, float] = {}
         self._waiting: defaultdict[str, set[Request]] = defaultdict(set)
+        """Requests that were never admitted, by client."""
         self._last_left: str | None = None
 
     def arrived(self, request: Request, now: float) -> None:
@@ -57,22 +60,15 @@ class VTC(Scheduler):
 
     def admitted(self, request: Request, cached_tokens: int, now: float) -> None:
         """Charge the prompt (line 23)."""
-        self._left(request)
+        self._forget(request)
+        self._last_left = request.client
         tokens = request.prompt_tokens - (cached_tokens if self.charge == "extend" else 0)
         self._charge(request, self.input_weight * tokens)
-
-    def resumed(self, request: Request, cached_tokens: int, now: float) -> None:
-        """A second start costs the client nothing."""
-        self._left(request)
 
     def generated(self, tokens: Mapping[Request, int], now: float) -> None:
         """Charge output tokens (line 30)."""
         for request, count in tokens.items():
             self._charge(request, self.output_weight * count)
-
-    def preempted(self, request: Request, now: float) -> None:
-        """The request waits again; no lift."""
-        self._waiting[request.client].add(request)
 
     def finished(
         self, request: Request, reason: str, output_tokens: int, uncomputed_tokens: int, now: float
@@ -97,10 +93,6 @@ class VTC(Scheduler):
 
     def _charge(self, request: Request, service: float) -> None:
         self.counters[request.client] += service / request.weight
-
-    def _left(self, request: Request) -> None:
-        self._forget(request)
-        self._last_left = request.client
 
     def _forget(self, request: Request) -> None:
         queue = self._waiting[request.client]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from baselines.dlpm import DLPM
 from baselines.fcfs import FCFS
@@ -189,6 +191,32 @@ def test_vtc_neither_lifts_nor_charges_after_preemption() -> None:
     assert policy.counters == {"x": 10, "y": 910}
 
 
+def test_a_preempted_request_that_waits_keeps_no_later_one_from_its_lift() -> None:
+    policy = VTC()
+    host = Host(policy)
+    long = host.arrive("a", prompt=10)
+    host.step()
+    b = [host.arrive("b", prompt=1000) for _ in range(6)]
+    assert host.step(4) == b[:4]
+    host.preempt(long)
+    host.arrive("a", prompt=1000)
+    assert policy.counters == {"a": 4010, "b": 4010}
+
+
+def test_the_last_client_that_left_is_the_last_whose_request_was_admitted_not_resumed() -> None:
+    policy = VTC()
+    host = Host(policy)
+    a = host.arrive("a", prompt=10)
+    host.step()
+    host.arrive("b", prompt=1000)
+    host.step()
+    host.preempt(a)
+    host.waiting.remove(a)
+    policy.resumed(a, 0, 0.0)
+    host.arrive("new")
+    assert policy.counters["new"] == 1010
+
+
 @pytest.mark.parametrize("policy", [VTC(), VTC(charge="extend"), DLPM()])
 def test_an_abort_gives_back_what_was_never_computed(policy: VTC | DLPM) -> None:
     host = Host(policy)
@@ -265,6 +293,27 @@ def test_dlpm_idle_clients_are_refilled_but_bank_at_most_one_quantum() -> None:
     # idle stood at -50 and took part in the first refill (one quantum: 50); with credit it got no more
     assert policy.deficits["idle"] == 50
     assert policy.deficits["x"] == -900 + 1000 - 1
+
+
+debts = st.floats(-5000, 5000) | st.integers(-50, 50).map(lambda quanta: 100.0 * quanta)
+
+
+@given(st.lists(st.tuples(debts, st.sampled_from([0.5, 1.0, 3.0]), st.booleans()), min_size=1, max_size=6))
+def test_dlpm_refill_equals_the_papers_loop(clients: list[tuple[float, float, bool]]) -> None:
+    """Lines 3-8, one quantum a call for everyone without credit, called until a waiting client has credit."""
+    policy = DLPM(quantum=100)
+    policy.deficits = {str(i): deficit for i, (deficit, _, _) in enumerate(clients)}
+    policy._weights = {str(i): weight for i, (_, weight, _) in enumerate(clients)}
+    waiting = [str(i) for i, (deficit, _, waits) in enumerate(clients) if waits and deficit <= 0]
+    if not waiting:
+        return
+    expected = dict(policy.deficits)
+    while all(expected[client] <= 0 for client in waiting):
+        for client, deficit in expected.items():
+            if deficit <= 0:
+                expected[client] = deficit + 100 * policy._weights[client]
+    policy._refill(waiting)
+    assert policy.deficits == pytest.approx(expected, abs=1e-6)
 
 
 def test_dlpm_does_not_refill_when_the_only_client_with_credit_does_not_fit() -> None:

@@ -237,8 +237,8 @@ def test_a_policy_that_breaks_the_rules_is_reported(kind: str, policy: Scheduler
 
 
 def test_roofline_of_a_decode_step_is_its_memory_traffic() -> None:
-    """One sequence of 1,000 tokens: all weights (16.06 GB) and its KV cache (128 KiB a token) are read."""
-    traffic = (2 * 8.03e9 + 1000 * 131072) / (3.35e12 * MEMORY_EFFICIENCY)
+    """One sequence of 1,000 tokens: layers and output head (15.01 GB) and its KV cache (128 KiB a token)."""
+    traffic = (2 * (6.979e9 + 128256 * 4096) + 1000 * 131072) / (3.35e12 * MEMORY_EFFICIENCY)
     step = roofline(MODELS["llama-3.1-8b"], GPUS["h100"]).step(new=1, attended=1000, read=1000, sequences=1)
     assert step == pytest.approx(STEP_OVERHEAD + traffic, rel=1e-3)
 

@@ -30,8 +30,9 @@ from suite.trace import Trace
 ENGINES: dict[str, type[VLLMEngine] | type[SGLangEngine]] = {"vllm": VLLMEngine, "sglang": SGLangEngine}
 
 MEMORY_UTILISATION = 0.9
+"""Share of the GPU's memory that is used."""
 ACTIVATIONS = 1.5e9
-"""This share of GPU memory is used; what weights and these bytes of activations leave is KV pool."""
+"""Bytes of it for activations; what these and the weights leave is KV pool."""
 
 
 class Simulator(BaseModel):

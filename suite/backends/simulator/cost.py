@@ -98,15 +98,15 @@ def roofline(model: Model, gpu: GPU) -> Cost:
     """A step takes as long as its arithmetic or its memory traffic, whichever is longer, plus an overhead.
 
     Arithmetic: 2 FLOPs a layer parameter and new token, 4 * layers * heads * head_dim an attended pair,
-    2 * vocabulary * hidden a sequence (its logits), at `COMPUTE_EFFICIENCY` of peak. Traffic: all weights
-    once a step and the KV cache read, at `MEMORY_EFFICIENCY` of bandwidth.
+    2 * vocabulary * hidden a sequence (its logits), at `COMPUTE_EFFICIENCY` of peak. Traffic: layers and
+    output head once a step and the KV cache read, at `MEMORY_EFFICIENCY` of bandwidth.
     """
     flop = 1 / (gpu.flops * COMPUTE_EFFICIENCY)
     byte = 1 / (gpu.bandwidth * MEMORY_EFFICIENCY)
     pair = 4 * model.layers * model.heads * model.head_dim
     logits = 2 * model.vocabulary * model.hidden
     compute = (STEP_OVERHEAD, 2 * model.layer_parameters * flop, pair * flop, 0.0, logits * flop)
-    traffic = (STEP_OVERHEAD + model.weight_bytes * byte, 0.0, 0.0, model.kv_bytes * byte, 0.0)
+    traffic = (STEP_OVERHEAD + model.streamed_bytes * byte, 0.0, 0.0, model.kv_bytes * byte, 0.0)
     return Cost((compute, traffic))
 
 

@@ -31,6 +31,11 @@ class Model:
         return 2 * (self.layer_parameters + embeddings)
 
     @property
+    def streamed_bytes(self) -> int:
+        """Bytes of the weights that every step reads: layers and output head, but no input embeddings."""
+        return 2 * (self.layer_parameters + self.vocabulary * self.hidden)
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of KV cache a token takes."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
