@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -159,22 +159,30 @@ def test_the_simulator_does_what_the_naive_engine_does(
 ) -> None:
     seen: Counter[str] = Counter()
     for seed in SEEDS:
-        case = random_case(seed)
-        monkeypatch.setattr(sglang, "CLIP", case.clip)
-        expecting, acting = POLICIES[policy](), POLICIES[policy]()
-        expected, actual = listen(expecting), listen(acting)
-        naive, engine = case.naive(kind, expecting), case.simulated(kind, acting)
-        naive.run()
-        engine.run(lambda share: None)
-        assert actual == expected, f"case {seed}"
-        assert facts(engine.requests) == facts(naive.jobs), f"case {seed}"
-        assert times(engine.requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), (
-            f"case {seed}"
-        )
-        assert engine.steps == naive.steps, f"case {seed}"
-        seen += naive.seen
+        seen += _compared(kind, policy, random_case(seed), monkeypatch)
     assert all(seen[event] for event in OCCURS[kind]), seen
     assert kind == "sglang" or not seen["duplicate"]
+
+
+def test_a_retracted_request_reserves_only_the_output_it_still_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this clip, case 136 admits a retracted request that would not fit with its whole output."""
+    seen = _compared("sglang", "fcfs", replace(random_case(136), clip=12), monkeypatch)
+    assert seen["preempted"]
+
+
+def _compared(kind: str, policy: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Serve the case with both implementations, compare everything, return what was seen."""
+    monkeypatch.setattr(sglang, "CLIP", case.clip)
+    expecting, acting = POLICIES[policy](), POLICIES[policy]()
+    expected, actual = listen(expecting), listen(acting)
+    naive, engine = case.naive(kind, expecting), case.simulated(kind, acting)
+    naive.run()
+    engine.run(lambda share: None)
+    assert actual == expected, case
+    assert facts(engine.requests) == facts(naive.jobs), case
+    assert times(engine.requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
+    assert engine.steps == naive.steps, case
+    return naive.seen
 
 
 def test_vllm_keeps_duplicate_blocks_that_the_simulator_shares() -> None:

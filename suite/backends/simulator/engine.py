@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 
@@ -163,20 +163,24 @@ class Engine(ABC):
         offers = self.policy.candidates(self.waiting, self.now)
         if not isinstance(offers, Generator):
             raise self._policy_error("has a `candidates` that is not a generator; it must `yield` requests")
-        live = next(offers, None)
-        while live is not None:
-            if not (isinstance(live, Live) and live.queued):
-                raise self._policy_error(f"offers {live!r}, which is not a waiting request")
-            admitted = self._try(live, work)
-            if admitted and not self._open(work):
-                break
+        answer: bool | None = None
+        while answer is not False:
             try:
-                live = offers.send(admitted)
+                offer = offers.send(answer)  # type: ignore[arg-type]  # None starts it
             except StopIteration:
+                return
+            answer = self._try(self._checked(offer), work)
+            if answer and not self._open(work):
                 break
-            if not admitted:
-                break
+        else:
+            with suppress(StopIteration):
+                offers.send(False)
         offers.close()
+
+    def _checked(self, offer: Request) -> Live:
+        if not (isinstance(offer, Live) and offer.queued):
+            raise self._policy_error(f"offers {offer!r}, which is not a waiting request")
+        return offer
 
     def _match(self, live: Live) -> tuple[Node, int]:
         """The deepest cached node of a waiting request's content and the tokens matched."""
