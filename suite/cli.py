@@ -6,14 +6,15 @@ import os
 import shlex
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import suite
 from suite.commands import bench, workload
-from suite.commands.console import complain, progress, say, show
+from suite.commands.console import complain, progress, results, say, show
 from suite.errors import BadInput
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BAD_INPUT = 2
+
+_OUT_HELP = (
+    "Folder for the results; by default results/runs/NAME, or NAME-DIGEST where flags say what to run."
+)
+
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""What a wrong flag raises; typer has no name of its own for it."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,11 +44,31 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Entry point of the `suite` script. Exits with 2 for bad input, 130 when interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        app()
+        code = _run_app()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads; be quiet at exit too
+        code = 1
+    except OSError as error:
+        complain(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    """Run the command and return its exit code; bad input and usage become one line."""
+    try:
+        return app(standalone_mode=False) or 0
     except BadInput as error:
         complain(f"error: {error}")
-        sys.exit(BAD_INPUT)
+    except _UsageError as error:
+        if told := " ".join(error.format_message().split()):  # empty where the help was shown instead
+            complain(f"error: {told}")
+    return BAD_INPUT
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -83,7 +111,7 @@ def run(
             "--set", metavar="KEY=VALUE", help="Set or, with a list, sweep a parameter; repeatable."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=_OUT_HELP)] = None,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Cells run at once.", show_default="one for each core")
     ] = os.cpu_count() or 1,
@@ -114,7 +142,7 @@ def run(
         seeds=seeds or (),
         sweep=assignments(settings or ()),
     )
-    folder = out or runner.RUNS / chosen.name
+    folder = out or runner.RUNS / chosen.folder
     console = progress()
     with console.status("generating the traces"):
         plan = list(runner.plan(chosen, folder, shlex.join(["suite", *sys.argv[1:]])))
@@ -135,7 +163,7 @@ def _tell(outcome: Outcome) -> None:
         complain(f"interrupted: {kept} of {outcome.jobs} cells are kept; the same command resumes")
         raise typer.Exit(INTERRUPTED)
     if outcome.report is not None:
-        show(tables.rich_table(tables.collect(outcome.out)))
+        show(tables.rich_table(tables.collect(outcome.out), results().width))
         say(f"report:  {outcome.report}")
         say(f"figures: {outcome.out / 'figures'}")
         say(
@@ -167,5 +195,5 @@ def report(
     from suite.report import html, tables
 
     page = html.write_report(folder)
-    show(tables.rich_table(tables.collect(folder)))
+    show(tables.rich_table(tables.collect(folder), results().width))
     say(f"report:  {page}")

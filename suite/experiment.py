@@ -7,7 +7,8 @@
     seeds: [0, 1]                                       # or how many
     sweep: {workload.load: [1, 2], dlpm.quantum: [1000, 2000], backend.max_running: [64, 256]}
 
-Every path is taken from the working directory. A sweep's key begins with `workload`, `backend` or the name of
+Every path is taken from the working directory. A finished trace is the same under every seed and makes cells
+for the first seed alone. A sweep's key begins with `workload`, `backend` or the name of
 a scheduler; a scheduler's parameter is swept for that scheduler alone.
 """
 
@@ -42,6 +43,9 @@ BACKENDS = {"simulator": "suite.backends.simulator:Simulator"}
 """The pydantic model of each kind of backend, as module:Class; imported when an experiment asks for it."""
 
 _READY = Path(str(files("suite"))) / "experiments"
+
+_MOST_SEEDS = 1000
+"""More than anybody runs; a slip of the finger is told instead of filling the memory."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,17 @@ def generate(trace_key: str) -> Trace:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A name and the cells to run, in order."""
+    """A name and the cells to run, in order. `varied` is true if they are not just what a file says."""
 
     name: str
     cells: tuple[Cell, ...]
+    varied: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder: the same for the same cells, and for a variation never the file's own."""
+        labels = json.dumps([cell.labels for cell in self.cells], sort_keys=True)
+        return f"{self.name}-{sha256(labels.encode()).hexdigest()[:6]}" if self.varied else self.name
 
 
 def load(
@@ -119,8 +130,9 @@ def load(
     content = {**(read_yaml(path) if path else {"name": "adhoc"}), **{k: v for k, v in given.items() if v}}
     if isinstance(content.setdefault("sweep", {}), dict):
         content["sweep"] = {**content["sweep"], **sweep}
+    varied = path is None or any((workloads, schedulers, seeds, sweep))
     with at(str(path or "command line")):
-        return validated(_File, content).experiment()
+        return replace(validated(_File, content).experiment(), varied=varied)
 
 
 def ready() -> list[str]:
@@ -131,6 +143,10 @@ def ready() -> list[str]:
 def _find(source: str) -> Path:
     if source in ready():
         return _READY / f"{source}.yaml"
+    if Path(source).is_dir():
+        raise BadInput(
+            f"{source}: a folder, not an experiment; give a YAML file (ready: {', '.join(ready())})"
+        )
     if not Path(source).is_file():
         hint = "no such file" if Path(source).suffix else did_you_mean(source, ready())
         raise BadInput(f"{source}: not an experiment; {hint}")
@@ -147,7 +163,11 @@ def _entry(value: Any) -> Any:
 
 
 def _count_or_list(value: Any) -> Any:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if not 1 <= value <= _MOST_SEEDS:
+        raise ValueError(f"a count of seeds is at least 1 and at most {_MOST_SEEDS:,}; or list them: [0, 1]")
+    return list(range(value))
 
 
 def _listed(value: Any) -> Any:
@@ -161,10 +181,14 @@ _Axis = Annotated[list[Any], BeforeValidator(_listed), Field(min_length=1)]
 
 @dataclass(frozen=True)
 class _Variant:
-    """One point of one part of the experiment: what it is, and its coordinates in the sweep."""
+    """One point of one part of the experiment: what it is, and its coordinates in the sweep.
+
+    `seeds` are those that make a difference to it; None where all do.
+    """
 
     part: Any
     axes: dict[str, Any]
+    seeds: list[int] | None = None
 
 
 class _File(BaseModel):
@@ -183,8 +207,12 @@ class _File(BaseModel):
         """All cells, each checked as far as can be without generating a trace."""
         schedulers, workloads, backends = list(self._schedulers()), list(self._workloads()), self._backends()
         self._check_axes([variant.part.name for variant in schedulers])
-        points = itertools.product(workloads, backends, self.seeds, schedulers)
-        return Experiment(self.name, tuple(_with_slugs(_cell(*point) for point in points)))
+        cells = (
+            _cell(workload, backend, seed, scheduler)
+            for workload, backend in itertools.product(workloads, backends)
+            for seed, scheduler in itertools.product(workload.seeds or self.seeds, schedulers)
+        )
+        return Experiment(self.name, tuple(_with_slugs(cells)))
 
     def _workloads(self) -> Iterator[_Variant]:
         for i, entry in enumerate(self.workloads):
@@ -192,8 +220,9 @@ class _File(BaseModel):
             for axes in self._points("workload"):
                 overrides = {**fixed, **_stripped(axes, "workload")}
                 with at(f"workloads[{i}]"):
-                    name = workload_spec.load(source, overrides).name
-                yield _Variant((_workload_label(name, fixed), source, overrides), axes)
+                    found = workload_spec.load(source, overrides)
+                seeds = self.seeds[:1] if isinstance(found, workload_spec.TraceFile) else None
+                yield _Variant((_workload_label(found.name, fixed), source, overrides), axes, seeds)
 
     def _backends(self) -> Iterator[_Variant]:
         for axes in self._points("backend"):
@@ -219,7 +248,10 @@ class _File(BaseModel):
         heads = {"workload", "backend", *names}
         for key in self.sweep:
             if not any(key.startswith(f"{head}.") for head in heads):
-                hint = did_you_mean(key.partition(".")[0], heads)
+                head, dot, _ = key.partition(".")
+                if not dot:
+                    raise BadInput(f"sweep.{key}: a key is WHAT.PARAMETER, such as workload.load")
+                hint = did_you_mean(head, heads)
                 raise BadInput(f"sweep.{key}: nothing here to sweep; {hint} (a key is WHAT.PARAMETER)")
 
 

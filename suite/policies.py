@@ -125,7 +125,7 @@ def blame(error: BaseException, file: Path) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).resolve() == file.resolve()]
     place = f"{(own or frames)[-1].filename}:{(own or frames)[-1].lineno}" if frames else str(file)
-    return f"{place}: {type(error).__name__}: {error}"
+    return f"{place}: {type(error).__name__}: {error}".removesuffix(": ")
 
 
 # -- reading what the user wrote -------------------------------------------------------------------------
@@ -163,6 +163,7 @@ def _with_class(reference: str) -> str:
 
 def _spec(target: str, name: str, parameters: Mapping[str, Any]) -> SchedulerSpec:
     cls = _load(target)
+    _check_class(cls)
     name = name or cls.name or cls.__name__
     with at(f"scheduler {name!r}"):
         model = validated(_signature(cls), parameters)
@@ -178,8 +179,26 @@ def _check_builds(spec: SchedulerSpec) -> None:
         spec.build()
     except ValueError as error:
         raise BadInput(str(error)) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{blame(error, spec.file)} (while it was constructed)") from None
+    try:
+        _ = spec.full_parameters
+    except ValueError as error:  # pydantic's own, when a default is no plain data
+        problem = str(error).partition("\n")[0]
+        raise BadInput(
+            f"{spec.file}: a default cannot be recorded: {problem}; use numbers, text, lists or None"
+        ) from None
+
+
+def _check_class(cls: type[Scheduler]) -> None:
+    """Raise `BadInput` if the class lacks what every scheduler has."""
+    if not isinstance(cls.name, str):
+        raise BadInput(f"{_file(cls)}: {cls.__name__}.name must be text, not {cls.name!r}")
+    if cls.candidates is Scheduler.candidates or not callable(cls.candidates):
+        raise BadInput(
+            f"{_file(cls)}: {cls.__name__} has no method `candidates`; give it one that yields requests in "
+            f"the order to try them"
+        )
 
 
 def _signature(cls: type[Scheduler]) -> type[BaseModel]:
@@ -214,7 +233,7 @@ def _load(target: str) -> type[Scheduler]:
 def _module_named(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(f"{name}: cannot be imported: {type(error).__name__}: {error}") from None
 
 
@@ -231,7 +250,7 @@ def _module_at(path: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise BadInput(f"{blame(error, path)} (a scheduler's file must import cleanly)") from None
     return module
@@ -239,8 +258,9 @@ def _module_at(path: Path) -> ModuleType:
 
 def _baselines() -> Iterator[type[Scheduler]]:
     for info in pkgutil.iter_modules(baselines.__path__, "baselines."):
-        for _, cls in _schedulers_of(importlib.import_module(info.name)):
+        for _, cls in _schedulers_of(_module_named(info.name)):
             if cls.name:
+                _check_class(cls)
                 yield cls
 
 

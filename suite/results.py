@@ -32,6 +32,7 @@ from typing import Any
 import pandas as pd
 
 from suite.errors import BadInput
+from suite.files import DRAFT, writing
 
 REQUEST_COLUMNS = (
     "id", "client", "session", "arrival", "admitted", "first_token", "finish", "prompt_tokens",
@@ -75,9 +76,16 @@ class Run:
 
 
 def write(run: Run, folder: Path) -> None:
-    """Write a run as one piece: the folder is there with everything in it, or as it was before."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    """Write a run as one piece: the folder is there with everything in it, or as it was before.
+
+    Raises `BadInput` naming the folder if it cannot be written.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _write(run, folder, Path(tempfile.mkdtemp(dir=folder.parent, prefix=DRAFT)))
+
+
+def _write(run: Run, folder: Path, draft: Path) -> None:
     old = draft.with_name(f"{draft.name}.old")
     try:
         draft.chmod(0o755)

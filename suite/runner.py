@@ -24,7 +24,7 @@ import suite
 from suite import display, policies, results, workers
 from suite.errors import BadInput
 from suite.experiment import Cell, Experiment, generate
-from suite.files import write_atomically
+from suite.files import DRAFT, probe, write_atomically
 from suite.metrics import summary
 from suite.results import Manifest, Run
 
@@ -100,8 +100,9 @@ def run(
     """Run the jobs that are not finished (with `fresh`, all), then write the report.
 
     A job that fails is noted and does not stop the others. KeyboardInterrupt stops the workers; what is
-    finished stays, nothing half-written does.
+    finished stays, nothing half-written does. Raises `BadInput` before any work if `out` cannot be written.
     """
+    _check_place(out)
     todo = [job for job in jobs if fresh or not job.is_finished]
     outcome = Outcome(out, len(jobs), skipped=len(jobs) - len(todo))
     try:
@@ -112,6 +113,18 @@ def run(
         outcome.interrupted = True
         _write_index(name, jobs, out)
     return outcome
+
+
+def _check_place(out: Path) -> None:
+    probe(out / "cells")
+    figures = out / "figures"
+    if figures.exists() and not figures.is_dir():
+        raise BadInput(f"{figures}: cannot be written: a file is in the way; move it or choose another --out")
+    for path in (out / name for name in ("experiment.json", "summary.csv", "report.html")):
+        if path.is_dir():
+            raise BadInput(
+                f"{path}: cannot be written: a folder is in the way; move it or choose another --out"
+            )
 
 
 def _report(out: Path, console: Console) -> Path:
@@ -153,8 +166,8 @@ def _write_index(name: str, jobs: Sequence[Job], out: Path) -> list[str]:
 
 
 def _sweep(cells: Path) -> None:
-    """Remove the drafts of workers that were stopped."""
-    for draft in [*cells.glob(".*"), *cells.glob("*/.*")]:
+    """Remove the drafts of workers that were stopped, and nothing else."""
+    for draft in [*cells.glob(f"{DRAFT}*"), *cells.glob(f"*/{DRAFT}*")]:
         shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
 
@@ -162,12 +175,16 @@ def _sweep(cells: Path) -> None:
 
 
 def _execute(job: Job, progress: Callable[[float], None]) -> str | None:
-    """Run one job and write it. Returns the reason if it fails."""
+    """Run one job and write it. Returns the reason if it fails.
+
+    Whatever a scheduler raises is its failure, SystemExit and KeyboardInterrupt too: a real Ctrl-C never
+    arrives here, as workers ignore it and the parent stops them.
+    """
     try:
         _write(_run(job, progress), job.folder)
     except BadInput as error:
         return str(error)
-    except Exception as error:
+    except BaseException as error:
         return policies.blame(error, job.cell.scheduler.file)
     return None
 

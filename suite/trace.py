@@ -14,7 +14,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +24,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from suite.errors import BadInput
+from suite.errors import BadInput, did_you_mean
 from suite.files import write_atomically
 
 SCHEMA = 1
 REPLY = "reply:"
 
 _Name = Annotated[str, Field(min_length=1, max_length=512)]
-_Tokens = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST_TOKENS = 10_000_000
+"""Tokens that a segment or an output has at most."""
+MOST_SECONDS = 1e9
+"""The latest arrival, and the longest think time."""
+LIGHTEST, HEAVIEST = 1e-6, 1e6
+"""The bounds of a client's weight."""
+
+_Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS, strict=True)]
+_Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
 
 
 class Segment(NamedTuple):
@@ -65,8 +72,8 @@ class Request:
     session: _Name | None = None
     after: tuple[_Name, ...] = ()
     think: _Seconds = 0.0
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    priority: Annotated[int, Field(strict=True)] = 0
+    weight: Annotated[float, Field(ge=LIGHTEST, le=HEAVIEST, allow_inf_nan=False)] = 1.0
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31, strict=True)] = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -117,9 +124,10 @@ def checked(trace: Trace, where: Callable[[int], str] | None = None) -> Trace:
     """Return the trace if its requests agree with one another, else raise `BadInput`.
 
     Ids are unique, `after` names earlier requests, a reply segment belongs to an ancestor and has the length
-    of its output, a client has one weight. `where(i)` names the place of request i in a message.
+    of its output, a client has one weight, and `misbehaving` names clients of the trace. `where(i)` names the
+    place of request i in a message, that of the header for i = -1.
     """
-    place = where or (lambda i: f"request {i + 1}")
+    place = where or (lambda i: "header" if i < 0 else f"request {i + 1}")
     seen: dict[str, Request] = {}
     weights: dict[str, float] = {}
     for i, request in enumerate(trace.requests):
@@ -130,6 +138,9 @@ def checked(trace: Trace, where: Callable[[int], str] | None = None) -> Trace:
         weights[request.client] = request.weight
     if not seen:
         raise BadInput(f"{place(0)}: the trace holds no requests; a trace needs at least one")
+    for name in trace.header.misbehaving:
+        if name not in weights:
+            raise BadInput(f"{place(-1)}: misbehaving: {name!r} is no client; {did_you_mean(name, weights)}")
     return trace
 
 
@@ -182,7 +193,7 @@ def read(path: Path) -> Trace:
         trace, digest, first = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, pa.ArrowException) as error:
         raise BadInput(f"{path}: cannot be read as a trace: {' '.join(str(error).split())}") from error
-    checked(trace, lambda i: f"{path}:{first + i}")
+    checked(trace, lambda i: f"{path}:{first + i}" if first + i else f"{path} (header)")
     if digest is not None and digest != trace.digest:
         raise BadInput(
             f"{path}: the content does not match the header's digest; the file was edited or damaged "
@@ -239,14 +250,14 @@ def _lines(trace: Trace) -> Iterator[bytes]:
         yield _canonical(_record(request))
 
 
-def _parse_header(text: str | bytes, place: str) -> tuple[Header, str | None]:
+def _parse_header(text: str | bytes, place: str, spot: str) -> tuple[Header, str | None]:
     try:
         record = json.loads(text)
     except ValueError as error:
         raise BadInput(f"{place}: the header is not JSON: {error}") from None
     if not isinstance(record, dict) or "suite_trace" not in record:
         raise BadInput(
-            f'{place}: not a trace of this suite: the first line must be a header with "suite_trace": '
+            f'{place}: not a trace of this suite: {spot} must be a header with "suite_trace": '
             f"{SCHEMA} (for a public trace use `suite workload import`)"
         )
     if record.pop("suite_trace") != SCHEMA:
@@ -271,7 +282,7 @@ def _first_problem(error: ValidationError) -> str:
 def _read_lines(path: Path) -> tuple[Trace, str | None, int]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
-        header, digest = _parse_header(file.readline(), f"{path}:1")
+        header, digest = _parse_header(file.readline(), f"{path}:1", "the first line")
         requests = []
         for number, line in enumerate(file, start=2):
             try:
@@ -308,10 +319,45 @@ def _write_parquet(trace: Trace, path: Path) -> None:
 
 def _read_parquet(path: Path) -> tuple[Trace, str | None, int]:
     table = pq.read_table(path)
-    header, digest = _parse_header((table.schema.metadata or {}).get(b"suite", b"null"), f"{path} (header)")
-    rows: Iterable[dict[str, Any]] = table.to_pylist()
+    text = (table.schema.metadata or {}).get(b"suite", b"null")
+    header, digest = _parse_header(text, f"{path} (header)", "the schema's metadata `suite`")
+    _check_columns(table.schema, path)
     requests = []
-    for number, row in enumerate(rows, start=1):
-        row["prompt"] = [tuple((segment or {}).values()) for segment in row.get("prompt") or ()]
+    for number, nullable in enumerate(table.to_pylist(), start=1):
+        row = {name: value for name, value in nullable.items() if value is not None}
+        row["prompt"] = [
+            tuple(map((segment or {}).get, Segment._fields)) for segment in row.get("prompt", ())
+        ]
         requests.append(_validated(_requests, row, f"{path}:{number}"))
     return Trace(header, tuple(requests)), digest, 1
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    for name in schema.names:
+        if name not in _PARQUET.names:
+            raise BadInput(f"{path}: column {name!r}: unknown; {did_you_mean(name, _PARQUET.names)}")
+        wanted = _PARQUET.field(name).type
+        if schema.names.count(name) > 1 or not _fits(schema.field(name).type, wanted):
+            found = ", ".join(str(one.type) for one in schema if one.name == name)
+            raise BadInput(f"{path}: column {name!r}: is {found}; it must be {wanted}")
+    for name in ("id", "client", "arrival", "prompt", "output_tokens"):
+        if name not in schema.names:
+            raise BadInput(f"{path}: column {name!r}: missing; it must be {_PARQUET.field(name).type}")
+
+
+def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of one type can be read as the other: same kind, any width. All null fits any."""
+    of = pa.types
+    if of.is_null(found):
+        return True
+    if of.is_list(wanted):
+        return (of.is_list(found) or of.is_large_list(found)) and _fits(found.value_type, wanted.value_type)
+    if of.is_struct(wanted):
+        return (
+            of.is_struct(found)
+            and sorted(f.name for f in found) == sorted(f.name for f in wanted)
+            and all(_fits(found.field(field.name).type, field.type) for field in wanted)
+        )
+    if of.is_string(wanted):
+        return bool(of.is_string(found) or of.is_large_string(found))
+    return bool(of.is_integer(found) or (of.is_floating(wanted) and of.is_floating(found)))

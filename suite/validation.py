@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ValidationError
 from suite.errors import BadInput, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_UNREADABLE = (ValueError, LookupError, AttributeError)
+"""What PyYAML raises, besides its own errors, for `2024-13-45`, `!!bool maybe` or `!!timestamp soon`."""
 
 
 @contextmanager
@@ -43,6 +47,8 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not (equals and key.strip()):
             raise BadInput(f"{text!r}: not an assignment; write KEY=VALUE")
+        if key.strip() in found:
+            raise BadInput(f"{key.strip()!r}: stands twice; drop one")
         found[key.strip()] = _value(value)
     return found
 
@@ -50,14 +56,20 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The mapping a YAML file holds. Raises `BadInput` naming the file and, if it is no YAML, the line."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = _load(path.read_text(encoding="utf-8"))
+    except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
+    except _UNREADABLE as error:
+        raise BadInput(
+            f"{path}: a value cannot be read: {str(error).partition(';')[0]}; mend it, or quote text"
+        ) from None
+    except RecursionError:
+        raise BadInput(f"{path}: nested too deeply to be read; make it flatter") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInput(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {error}") from None
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: must hold `key: value` lines")
     return content
@@ -65,9 +77,42 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return _load(text)
+    except _TwiceError as error:
+        raise BadInput(f"{text[:60]!r}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, *_UNREADABLE):
         return text
+
+
+class _TwiceError(yaml.MarkedYAMLError):
+    """A mapping has a key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as the suite reads it: no key stands twice in a mapping, and 1e3 is a number as in YAML 1.2."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise _TwiceError(
+                        None, None, f"the key {key.value!r} stands twice; drop one", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session")
 def traces() -> Path:
     """The folder of public traces: $SUITE_TRACES, or shared/traces beside the repository."""
-    folder = (REPOSITORY / os.environ.get("SUITE_TRACES", "../shared/traces")).resolve()
+    folder = Path(os.environ.get("SUITE_TRACES", REPOSITORY / "../shared/traces")).resolve()
     if not folder.is_dir():
         pytest.skip(f"no traces at {folder}: set SUITE_TRACES to the folder that holds them")
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from suite import cli, results, trace
+from suite.files import DRAFT
 
 SUITE = Path(sys.executable).with_name("suite")
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -208,10 +210,26 @@ def test_the_installed_script_starts_without_the_heavy_libraries():
         ("workload describe wrong.jsonl", "wrong.jsonl:3: output_tokens: "),
         ("workload import mooncak x.jsonl -o x.parquet", "did you mean 'mooncake'?"),
         ("report .", "experiment.json"),
+        ("run --seed x", "Invalid value for '--seed': "),
+        ("run -j 0", "Invalid value for '--jobs' / '-j': "),
+        ("run --nonsense", "No such option: --nonsense"),
+        ("run -w", "requires an argument"),
+        ("runn", "No such command 'runn'. Did you mean 'run'?"),
+        ("workload generate tiny.yaml", "Missing option '--out' / '-o'"),
+        ("run -w tiny.yaml -s fcfs -s dlpm:quantum=1,quantum=2", "'quantum': stands twice; drop one"),
+        ("run -w tiny.yaml -s fcfs --set workload.rate=2024-13-45", "rate: "),
+        (
+            "run -w tiny.yaml -s fcfs -o tiny.yaml --fresh",
+            "tiny.yaml/cells: cannot be written: Not a directory; ",
+        ),
+        ("workload generate tiny.yaml -o /proc/x.jsonl", "/proc/x.jsonl: cannot be written: "),
+        ("workload generate tiny.yaml -o folder.jsonl", "folder.jsonl: cannot be written: Is a directory; "),
+        ("workload generate tiny.yaml -o tiny.yaml/x.parquet", "tiny.yaml/x.parquet: cannot be written: "),
         ("run -w tiny.yaml -s [red]\x1b[2J", r"unknown scheduler '[red]\x1b[2J'"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(arguments: str, message: str, suite: Suite):
+    Path("folder.jsonl").mkdir()
     Path("negative.yaml").write_text(TINY.replace("rate: 2", "rate: -2"))
     Path("typo.yaml").write_text("name: typo\nworkloads: [tiny.yaml]\nschedulars: [fcfs]\n")
     assert suite("workload", "generate", "tiny.yaml", "-o", "wrong.jsonl").code == 0
@@ -225,6 +243,64 @@ def test_bad_input_is_one_line_and_code_2(arguments: str, message: str, suite: S
     assert refused.err.startswith("error: ")
     assert refused.err.count("\n") == 1
     assert refused.out == ""
+
+
+@pytest.mark.parametrize("command", [[], ["workload"], ["bench"]])
+def test_a_command_without_arguments_shows_its_help(command: list[str], suite: Suite):
+    shown = suite(*command)
+    assert shown.code == 2
+    assert "Usage: suite" in shown.out
+    assert shown.err == ""
+
+
+def test_an_error_of_the_system_is_one_line_too(suite: Suite, monkeypatch: pytest.MonkeyPatch):
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "some.file")
+
+    monkeypatch.setattr("workloads.spec.ready", full)
+    refused = suite("workload", "list")
+    assert (refused.code, refused.err) == (2, "error: some.file: No space left on device\n")
+
+
+def test_nobody_reading_is_no_error_worth_words():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [SUITE, "workload", "list"],
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # buffered, as in a pipe: it fails only at the end
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_what_the_terminal_cannot_spell_is_replaced(tmp_path: Path):
+    (tmp_path / "tüny.yaml").write_text(TINY)
+    for command in (["run", "-w", "tüny.yaml", "-s", "fcfs"], ["workload", "describe", "tüny.yaml"]):
+        done = subprocess.run(
+            [SUITE, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+        assert b"t?ny" in done.stdout
+
+
+def test_a_variation_leaves_the_report_of_the_experiment_alone(suite: Suite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("suite.report.html.write_report", lambda out: out / "report.html")
+    Path("e.yaml").write_text("name: e\nworkloads: [tiny.yaml]\nschedulers: [fcfs]\n")
+    for arguments in (["e.yaml"], ["e.yaml", "-s", "lpm"], ["e.yaml", "-s", "vtc"], ["e.yaml", "-s", "vtc"]):
+        assert suite("run", *arguments).code == 0
+    found = {
+        path.parent.name: json.loads(path.read_text())["cells"] for path in Path("results").rglob("exp*.json")
+    }
+    assert found.pop("e") == ["tiny_fcfs_seed=0"]
+    assert sorted(found.values()) == [["tiny_lpm_seed=0"], ["tiny_vtc_seed=0"]]
+    assert all(re.fullmatch(r"e-[0-9a-f]{6}", name) for name in found)
 
 
 def test_a_failed_cell_is_told_and_exits_with_1(suite: Suite):
@@ -268,7 +344,7 @@ def test_an_interrupt_keeps_what_is_finished_and_breaks_nothing(
     assert err.splitlines()[-1] == "interrupted: 1 of 2 cells are kept; the same command resumes"
     assert "Traceback" not in err
     assert [path.name for path in (tmp_path / "out/cells").iterdir()] == [finished.name]
-    assert not list((tmp_path / "out").rglob(".*")), "drafts are left behind"
+    assert not list((tmp_path / "out").rglob(f"{DRAFT}*")), "drafts are left behind"
     assert len(results.read(finished).requests) > 0
 
 

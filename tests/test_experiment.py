@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from suite import experiment
+from suite import experiment, trace
 from suite.errors import BadInput
 from suite.experiment import Experiment, load
+from suite.validation import assignments, read_yaml
 
 TINY = {
     "family": "shared_document",
@@ -98,6 +100,56 @@ def test_flags_alone_make_an_experiment():
     assert labels(found, "workload", "scheduler") == [("chat", "vtc"), ("chat", "dlpm:quantum=2000")]
 
 
+def test_a_finished_trace_makes_cells_for_the_first_seed_alone(tmp_path: Path):
+    ready = tmp_path / "t.jsonl"
+    trace.write(experiment.generate(load(write(tmp_path)).cells[0].trace_key), ready)
+    found = load(write(tmp_path, workloads=[str(ready), TINY], seeds=[3, 5]))
+    assert labels(found, "workload", "seed") == [("t", 3), ("tiny", 3), ("tiny", 5)]
+
+
+def test_a_variation_has_a_folder_of_its_own(tmp_path: Path):
+    path = write(tmp_path)
+    variations: list[dict[str, Any]] = [
+        {"schedulers": ["dlpm"]},
+        {"seeds": [1]},
+        {"workloads": ["chat"]},
+        {"sweep": {"workload.load": 2}},
+        {"sweep": {"workload.load": 3}},
+    ]
+    folders = [load(path, **variation).folder for variation in variations]
+    folders += [load(workloads=["chat"], schedulers=[policy]).folder for policy in ("vtc", "lpm")]
+    assert load(path).folder == "e"
+    assert len(set(folders)) == len(folders)
+    assert [bool(re.fullmatch(r"(e|adhoc)-[0-9a-f]{6}", folder)) for folder in folders] == [True] * 7
+    assert load(path, **variations[0]).folder == folders[0], "the same command resumes"
+
+
+def test_values_of_flags_and_files_are_read_alike(tmp_path: Path):
+    for text, value in (
+        ("1e3", 1000.0),
+        ("-2.5E+1", -25.0),
+        (".5e1", 5.0),
+        ("[1e9, 2]", [1e9, 2]),
+        ("'1e3'", "1e3"),
+        ("e3", "e3"),
+        ("0x1e3", 483),
+    ):
+        (tmp_path / "v.yaml").write_text(f"key: {text}\n")
+        assert assignments([f"key={text}"]) == read_yaml(tmp_path / "v.yaml") == {"key": value}
+
+
+@pytest.mark.parametrize("text", ["2024-13-45", "9" * 5000, "[" * 5000, "!!bool maybe", "a: b: c"])
+def test_a_flags_value_that_is_no_yaml_is_text(text: str):
+    assert assignments([f"key={text}"]) == {"key": text}
+
+
+def test_a_key_may_stand_once():
+    for given in (["a=1", "a=2"], ["b={a: 1, a: 2}"]):
+        with pytest.raises(BadInput, match=r"'a'.* stands twice; drop one"):
+            assignments(given)
+    assert assignments(["b={a: {x: 1}, c: {x: 1}}"]) == {"b": {"a": {"x": 1}, "c": {"x": 1}}}
+
+
 @pytest.mark.parametrize("name", experiment.ready())
 def test_ready_experiments_resolve(name: str, traces: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SUITE_TRACES", str(traces))
@@ -158,7 +210,10 @@ def test_the_digest_hangs_on_everything_that_decides_the_outcome(tmp_path: Path)
         ),
         ({"backend": {"kind": "simulator", "gqu": 1}}, r"backend: gqu: unknown key; did you mean 'gpu'\?"),
         ({"seeds": [-1]}, r"e\.yaml: seeds\.0: .*greater than or equal to 0"),
-        ({"seeds": 0}, r"e\.yaml: seeds: .*at least 1"),
+        ({"seeds": 0}, r"e\.yaml: seeds: a count of seeds is at least 1 .*; or list them"),
+        ({"seeds": -1}, r"e\.yaml: seeds: a count of seeds is at least 1 "),
+        ({"seeds": 10**11}, r"e\.yaml: seeds: a count .* at most 1,000; "),
+        ({"sweep": {"workload": [1]}}, r"sweep\.workload: a key is WHAT\.PARAMETER, such as workload\.load"),
         (
             {"sweep": {"dlpm.quantum": [1]}},
             r"sweep\.dlpm\.quantum: nothing here to sweep; known: backend, fcfs",
@@ -178,12 +233,23 @@ def test_files_that_are_no_experiment_are_told(tmp_path: Path):
     path = tmp_path / "e.yaml"
     for content, message in (
         ("name: [\n", r"e\.yaml:2: not valid YAML"),
+        (
+            "name: e\nwhen: 2024-13-45\n",
+            r"e\.yaml: a value cannot be read: month must be in 1\.\.12; mend it",
+        ),
+        ("sure: !!bool maybe\n", r"e\.yaml: a value cannot be read: .*maybe"),
+        (f"seeds: {'9' * 5000}\n", r"e\.yaml: a value cannot be read: .*5000 digits; mend it"),
+        (f"seeds: {'[' * 5000}\n", r"e\.yaml: nested too deeply"),
+        ("name: e\nseeds: 1\nseeds: 2\n", r"e\.yaml:3: not valid YAML: the key 'seeds' stands twice; drop"),
+        ("backend: {kind: simulator, kind: x}\n", r"e\.yaml:1: .*'kind' stands twice"),
         ("- a\n", r"e\.yaml: must hold `key: value` lines"),
         ("name: e\nworkloads: [chat]\n", r"e\.yaml: schedulers: missing"),
     ):
         path.write_text(content)
         with pytest.raises(BadInput, match=message):
             load(str(path))
+    with pytest.raises(BadInput, match=r": a folder, not an experiment; give a YAML file"):
+        load(str(tmp_path))
     with pytest.raises(BadInput, match=r"quikstart: not an experiment; did you mean 'quickstart'"):
         load("quikstart")
     with pytest.raises(BadInput, match=r"gone\.yaml: not an experiment; no such file"):

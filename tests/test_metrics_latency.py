@@ -62,6 +62,11 @@ def test_nothing_served_has_no_rates():
     assert throughput.hit_rate(frame) is None
 
 
+def test_a_rejected_first_arrival_is_not_in_the_makespan():
+    frame = requests(rejected("a", 1.0), {"client": "b", "arrival": 4, "finish": 9})
+    assert throughput.makespan(frame) == 5
+
+
 def test_summary_of_a_run():
     row = summarise(run(FRAME, misbehaving=("bad",)))
     # All active [1, 5): good 0 + 2*5 out at 5, its second prompt 100 at 2, 1 out at 5; bad's prompt 200 at 3,

@@ -33,8 +33,29 @@ class Mine(Scheduler):
             raise KeyError("fourteen")
         self.knob, self.ratio, self.eager, self.tag = knob, ratio, eager, tag
 
+    def candidates(self, waiting, now):
+        yield from waiting.by_arrival()
+
 
 class Unrelated:
+    pass
+
+
+class Quits(Mine):
+    def __init__(self):
+        raise SystemExit(0)
+
+
+class Numbered(Mine):
+    name = 5
+
+
+class Opaque(Mine):
+    def __init__(self, *, knob=object()):
+        pass
+
+
+class Idle(Scheduler):
     pass
 '''
 
@@ -125,11 +146,16 @@ def test_an_entry_point_is_a_scheduler_by_its_name(tmp_path: Path, monkeypatch: 
         ("fcfs:knob=1", "scheduler 'fcfs': knob: unknown key; drop it"),
         ({"quantum": 3}, "name: missing"),
         ("nowhere.py:Mine", "nowhere.py: no such file"),
-        ("{mine}", "name the class too, .*it has: Mine"),
+        ("{mine}", "name the class too, .*it has: Idle, Mine"),
         ("{mine}:Mines", "has no class 'Mines'; did you mean 'Mine'?"),
         ("{mine}:Unrelated", "Unrelated is no Scheduler; derive it"),
         ("{mine}:Mine:knob=1.5", "knob: .*integer.*1.5"),
         ("{mine}:Mine:knob=13", "scheduler 'Mine': knob must not be 13"),
+        ("dlpm:quantum=1,quantum=2", "scheduler .*: 'quantum': stands twice; drop one"),
+        ("{mine}:Quits", r"mine\.py:28: SystemExit: 0 \(while it was constructed\)"),
+        ("{mine}:Numbered", r"mine\.py: Numbered\.name must be text, not 5"),
+        ("{mine}:Opaque", r"mine\.py: a default cannot be recorded: .*object.*; use numbers, text"),
+        ("{mine}:Idle", r"mine\.py: Idle has no method `candidates`; give it one"),
         ("{mine}:Mine:knob=14", r"mine\.py:15: KeyError: 'fourteen' \(while it was constructed\)"),
     ],
 )
@@ -144,6 +170,7 @@ def test_bad_choices_are_told_on_one_line(choice: object, message: str, mine: Pa
     ("source", "message"),
     [
         ("import math\nx = 1 / 0\n", r"broken\.py:2: ZeroDivisionError"),
+        ("import sys\nsys.exit(0)\n", r"broken\.py:2: SystemExit: 0"),
         ("def f(:\n", r"broken\.py:1: SyntaxError"),
         ("import no_such_module_anywhere\n", r"broken\.py:1: ModuleNotFoundError"),
     ],
@@ -157,8 +184,8 @@ def test_a_file_that_fails_to_import_is_told_with_its_line(source: str, message:
 def test_parameters_of_an_unreadable_type_are_told(tmp_path: Path):
     (tmp_path / "odd.py").write_text(
         "from __future__ import annotations\n"
-        "from baselines.scheduler import Scheduler\n"
-        "class Odd(Scheduler):\n"
+        "from baselines.fcfs import FCFS\n"
+        "class Odd(FCFS):\n"
         "    def __init__(self, *, knob: Missing = 1) -> None: ...\n"
     )
     with pytest.raises(BadInput, match=r"odd\.py: Odd\.__init__ has types that cannot be read: .*Missing"):

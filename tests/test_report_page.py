@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import matplotlib
 import pytest
-from synthetic_runs import experiment, requests, run
+from synthetic_runs import experiment, rejected, requests, run
 
 from suite.report import figures, style, tables
 from suite.report.experiment import load
@@ -153,6 +153,49 @@ def test_tradeoff_joins_a_sweep_and_names_what_it_cannot_draw(folder):
     with style.styled():
         without = figures.tradeoff(frame)
     assert "no such Jain: fcfs" in {text.get_text() for text in without.axes[0].texts}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_in_which_nothing_was_served_makes_a_sane_report(tmp_path):
+    frame = requests(rejected("a", 0.0), rejected("b", 1.0))
+    made = experiment(tmp_path, run(frame), run(frame, scheduler="vtc"))
+    text = write_report(made).read_text(encoding="utf-8")
+    assert "<li>chat, fcfs: 2 of 2 requests were rejected (larger than the KV pool)</li>" in text
+    assert "nobody: no request was served" in text
+    runs = {"fcfs": run(frame), "vtc": run(frame, scheduler="vtc")}
+    with style.styled():
+        drawn = [plan.draw(runs) for plan in figures._PER_SETTING]
+    for figure in [*drawn, figures.tradeoff(tables.collect(made))]:
+        assert all("no data" in [text.get_text() for text in axes.texts] for axes in figure.axes)
+        assert "nan" not in figure.legends[0].get_title().get_text()
+
+
+def test_figures_with_data_do_not_say_that_they_have_none(folder):
+    runs = {"fcfs": crowd("fcfs", ("a", "b")), "vtc": run(requests(rejected("a", 0.0)), scheduler="vtc")}
+    with style.styled():
+        drawn = {plan.stem: plan.draw(runs) for plan in figures._PER_SETTING}
+    for stem, figure in drawn.items():
+        empty = [[text.get_text() for text in axes.texts] == ["no data"] for axes in figure.axes]
+        assert empty == ([False, False] if stem == "fairness" else [False, True])
+
+
+def test_points_of_one_label_share_it_once():
+    with style.styled():
+        axes = style.panels(1, 3, 3).axes[0]
+    figures._annotate(axes, [figures._Label(0.5, 0.5, text) for text in ("†", "†", "1000", "†")])
+    assert [text.get_text() for text in axes.texts] == ["†, 1000"]
+
+
+def test_ticks_of_nearly_constant_times_are_plain_and_differ():
+    rows = [{"client": "a", "arrival": t, "first_token": t + 0.0344856, "finish": t + 1} for t in range(24)]
+    with style.styled():
+        figure = figures.response_over_time({"fcfs": run(requests(*rows))})
+        figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    labels = [label.get_text() for label in [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]]
+    shown = [label for label in labels if label]
+    assert len(shown) == len(set(shown)) > 0
+    assert all(re.fullmatch(r"[0-9.]+", label) for label in shown)
 
 
 def test_schedulers_keep_their_looks_and_strangers_differ():

@@ -8,7 +8,7 @@ import json
 import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic_runs import experiment, requests, run
+from synthetic_runs import experiment, rejected, requests, run
 
 from suite.errors import BadInput
 from suite.report import tables
@@ -142,6 +142,48 @@ def test_rich_table_shows_every_scheduler_and_no_name_as_markup(tmp_path):
     text = console.file.getvalue()
     assert "mine[red]" in text
     assert "[bold]x[/bold]" in text
+
+
+def printed(folder, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(tables.rich_table(tables.collect(folder), width))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 200])
+def test_numbers_stand_whole_at_any_width(folder, width):
+    text = printed(folder, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    service = [value(row, "client_service_per_s") for row in tables.rows(tables.collect(folder))]
+    assert all(shown.bare in text for shown in service)
+    assert "preempted" in text
+    assert ("Too narrow for: seeds; preempted" in " ".join(text.split())) == (width < 200)
+
+
+def test_eighty_columns_hold_what_matters_most_and_long_names_fold(tmp_path):
+    long = "my_idea.py:MyIdea:quantum=1000,other=2000"
+    folder = experiment(tmp_path, served(long, 4), served("vtc", 4), served("vtc", 8, seed=1))
+    table = tables.rich_table(tables.collect(folder), 80)
+    headings = [str(column.header).replace("\n", " ") for column in table.columns]
+    most = ["scheduler", "service/s", "x vtc", "Jain, all active", "TTFT P50 (s)", "TTFT P99 (s)"]
+    assert headings[: len(most)] == most
+    assert "other=2000" in printed(folder, 80)
+
+
+def test_lost_requests_are_told_under_the_table(tmp_path):
+    lost = requests(
+        {"client": "a", "arrival": 0, "finish": 2},
+        rejected("b", 1.0),
+        rejected("b", 2.0),
+        {**rejected("b", 3.0), "status": "cancelled"},
+    )
+    folder = experiment(tmp_path, run(lost), served("vtc", 4))
+    assert tables.losses(tables.collect(folder)) == [
+        "chat, fcfs: 2 of 4 requests were rejected (larger than the KV pool)",
+        "chat, fcfs: 1 of 4 requests were cancelled (each came after one that was not served)",
+    ]
+    assert "chat, fcfs: 2 of 4 requests were rejected" in printed(folder, 200)
 
 
 def test_summary_csv_holds_what_collect_returns(folder):

@@ -14,6 +14,7 @@ from rich.console import Console
 from suite import results, runner
 from suite.errors import BadInput
 from suite.experiment import load
+from suite.files import DRAFT, write_atomically
 from suite.runner import Job, Outcome
 
 TINY = {
@@ -36,6 +37,18 @@ class Raises(FCFS):
 
     def admitted(self, request, cached_tokens, now):
         raise KeyError("ticket")
+
+class Exits(FCFS):
+    name = ""
+
+    def admitted(self, request, cached_tokens, now):
+        raise SystemExit(0)
+
+class Interrupts(FCFS):
+    name = ""
+
+    def admitted(self, request, cached_tokens, now):
+        raise KeyboardInterrupt
 
 class Dies(FCFS):
     name = ""
@@ -155,6 +168,63 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path: Path):
     index = json.loads((out / "experiment.json").read_text())
     assert index["cells"] == ["tiny_fcfs_seed=0", "tiny_vtc_seed=0"]
     assert [path.name for path in sorted((out / "cells").iterdir())] == index["cells"]
+
+
+def test_whatever_a_scheduler_raises_is_its_reason(tmp_path: Path):
+    frail = tmp_path / "frail.py"
+    frail.write_text(FRAIL)
+    jobs = plan(tmp_path, tmp_path / "out", schedulers=[f"{frail}:Exits", f"{frail}:Interrupts"])
+    assert run(jobs, tmp_path / "out").failed == {
+        "tiny_Exits_seed=0": f"{frail}:15: SystemExit: 0",
+        "tiny_Interrupts_seed=0": f"{frail}:21: KeyboardInterrupt",
+    }
+
+
+def test_only_the_suites_own_drafts_are_swept(tmp_path: Path):
+    cells = tmp_path / "out" / "cells"
+    theirs = [cells / ".git" / "config", cells / ".env", cells / "tiny" / ".keep"]
+    drafts = [cells / f"{DRAFT}1" / "requests.parquet", cells / "tiny" / f"{DRAFT}2.csv"]
+    for path in [*theirs, *drafts]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert run(plan(tmp_path, tmp_path / "out"), tmp_path / "out").finished == 1
+    assert all(path.exists() for path in theirs)
+    assert not list(cells.rglob(f"{DRAFT}*"))
+
+
+def test_every_draft_has_the_suites_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(plan(tmp_path, tmp_path / "out"), tmp_path / "out")
+    whole = results.read(tmp_path / "out" / "cells" / "tiny_fcfs_seed=0")
+    seen: list[str] = []
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda frame, path, **_: seen.append(path.parent.name))
+    results.write(whole, tmp_path / "again")
+    write_atomically(tmp_path / "file.txt", lambda draft: seen.append(draft.name))
+    assert len(seen) == 3
+    assert all(name.startswith(DRAFT) for name in seen)
+
+
+@pytest.mark.parametrize("place", ["out", "out/below", "cells", "figures", "report.html", "/proc/x"])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / place if place.startswith(("out", "/")) else tmp_path / "out"
+    if place.startswith("out"):
+        (tmp_path / "out").touch()
+    elif place == "report.html":
+        (out / place).mkdir(parents=True)
+    elif not place.startswith("/"):
+        out.mkdir()
+        (out / place).touch()
+    monkeypatch.setattr(runner, "_work_off", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(BadInput, match=rf"{place}.*: cannot be written: .*; (free the place|move it)"):
+        run(plan(tmp_path, out), out)
+
+
+def test_a_run_that_cannot_be_written_is_told(tmp_path: Path):
+    run(plan(tmp_path, tmp_path / "out"), tmp_path / "out")
+    whole = results.read(tmp_path / "out" / "cells" / "tiny_fcfs_seed=0")
+    with pytest.raises(BadInput, match=r"/proc/x: cannot be written: "):
+        results.write(whole, Path("/proc/x"))
 
 
 def test_without_a_finished_cell_there_is_no_report(tmp_path: Path, reports: list[Path]):

@@ -150,7 +150,11 @@ reply = [["reply:a", 2]]
         ({"output_tokens": 10_000_001}, "output_tokens: .*less than or equal to"),
         ({"output_tokens": True}, "output_tokens: .*valid integer"),
         ({"think": -0.1}, "think: .*greater than or equal to 0"),
-        ({"weight": 0}, "weight: .*greater than 0"),
+        ({"weight": 0}, r"weight: .*greater than or equal to 0\.000001"),
+        ({"weight": 1.1e6}, "weight: .*less than or equal to 1000000"),
+        ({"arrival": 1.1e9}, "arrival: .*less than or equal to"),
+        ({"priority": 2**70}, "priority: .*less than or equal to 2147483648"),
+        ({"priority": -(2**31) - 1}, "priority: .*greater than or equal to -2147483648"),
         ({"priority": 0.5}, "priority: .*valid integer"),
         ({"colour": "red"}, "colour: .*nexpected keyword"),
         ({"after": ["z"]}, "`after` names 'z', which is not an earlier request"),
@@ -273,6 +277,31 @@ def test_compressed_lines_are_numbered_too(tmp_path: Path) -> None:
         read(path)
 
 
+def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    return table.set_column(table.schema.names.index(name), name, pa.array(values))
+
+
+def test_nulls_and_other_widths_in_parquet_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    plain = replace(chat(), requests=(chat().requests[0], chat().requests[2]))
+    write(plain, path)
+    table = pq.read_table(path)
+    for name in ("after", "think", "priority"):
+        table = with_column(table, name, [None, None])
+    output = pa.array([7, 1], pa.int32())
+    table = table.set_column(table.schema.names.index("output_tokens"), "output_tokens", output)
+    pq.write_table(table, path)
+    assert read(path) == plain
+
+
+@pytest.mark.parametrize(("ending", "place"), [(".jsonl", ":1"), (".parquet", r" \(header\)")])
+def test_misbehaving_names_clients_of_the_trace(tmp_path: Path, ending: str, place: str) -> None:
+    wrong = replace(chat(), header=replace(chat().header, misbehaving=("alise",)))
+    write(wrong, tmp_path / f"t{ending}")
+    with pytest.raises(BadInput, match=rf"t\{ending}{place}: misbehaving: 'alise' .*did you mean 'alice'"):
+        read(tmp_path / f"t{ending}")
+
+
 def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
     pq.write_table(change(pq.read_table(path)), path)
     return path
@@ -281,9 +310,29 @@ def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.replace_schema_metadata(None), r"\(header\): not a trace of this suite"),
-        (lambda table: table.drop_columns(["client"]), ":1: client: "),
-        (lambda table: table.append_column("x", pa.array([1, 2, 3])), ":1: x: "),
+        (
+            lambda table: table.replace_schema_metadata(None),
+            r"\(header\): not a trace of this suite: the schema's",
+        ),
+        (lambda table: table.drop_columns(["client"]), ": column 'client': missing; it must be string"),
+        (
+            lambda table: with_column(table, "prompt", ["a", "b", "c"]),
+            ": column 'prompt': is string; it must be",
+        ),
+        (
+            lambda table: with_column(table, "prompt", [1, 2, 3]),
+            ": column 'prompt': is int64; it must be list<",
+        ),
+        (
+            lambda table: with_column(table, "prompt", [[["s", "4"]]] * 3),
+            ": column 'prompt': is list<.*list<.*; it must be list<.*struct<id: string, tokens: int64>",
+        ),
+        (
+            lambda table: with_column(table, "client", [1, 2, 3]),
+            ": column 'client': is int64; it must be string",
+        ),
+        (lambda table: with_column(table, "client", ["a", None, "b"]), ":2: client: .*required"),
+        (lambda table: table.append_column("x", pa.array([1, 2, 3])), ": column 'x': unknown; known: "),
         (lambda table: table.slice(1), ":1: `after` names 'a/0'"),
         (lambda table: table.slice(0, 2), ": the content does not match the header's digest"),
         (

@@ -149,6 +149,21 @@ def test_a_closed_loop_keeps_its_users_in_single_file(spec: dict[str, Any]) -> N
         assert len(requests) - len(waited_for) == users
 
 
+def users(spec: Mapping[str, Any], **overrides: Any) -> dict[str, int]:
+    loop = {"kind": "closed_loop", "concurrency": 8, "think": 1.5}
+    trace = made(spec, arrivals=loop, **overrides)
+    return dict(Counter(request.client for request in trace.requests if not request.after))
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_misbehaviour_and_load_bring_users_to_a_closed_loop(spec: dict[str, Any]) -> None:
+    more = {"client": "b", "kind": "more_requests", "factor": 3}
+    assert users(spec) == {"a": 6, "b": 2}
+    assert users(spec, misbehaviour=more) == {"a": 6, "b": 6}
+    assert users(spec, load=2) == {"a": 12, "b": 4}
+    assert users(spec, load=2, misbehaviour=more) == {"a": 12, "b": 12}
+
+
 # -- multi-turn chat ---------------------------------------------------------------------------------------
 
 

@@ -85,7 +85,9 @@ def test_on_off_is_silent_when_off_and_even_when_on(busy: float, silent: float, 
     times = np.array(list(OnOff(busy=busy, silent=silent, cv=0).times(4.0, duration, stream(0, "x"))))
     within = times % (busy + silent)
     assert np.all((within <= busy + 1e-6) | (within >= busy + silent - 1e-6))
-    rate = 4.0 * (busy + silent) / busy
+    periods, rest = divmod(duration, busy + silent)
+    rate = 4.0 * duration / (periods * busy + min(rest, busy))
+    assert len(times) == pytest.approx(4.0 * duration, abs=1.001)
     first = np.count_nonzero(times < busy)
     assert first == pytest.approx(rate * min(busy, duration), abs=1.001)
 
@@ -169,6 +171,11 @@ def test_lengths_are_never_below_one() -> None:
     assert draws({"kind": "lognormal", "mean": 1, "cv": 5}, 1000).min() == 1
 
 
+def test_lengths_are_never_above_what_a_trace_takes() -> None:
+    drawn = draws({"kind": "lognormal", "mean": 1e7, "cv": 100}, 1000)
+    assert drawn.max() == 10_000_000
+
+
 @pytest.mark.parametrize(("weights", "shares"), [(None, [1 / 3] * 3), ([1, 0, 3], [0.25, 0, 0.75])])
 def test_empirical_lengths_come_in_their_proportions(weights: list[int] | None, shares: list[float]) -> None:
     drawn = draws({"kind": "empirical", "values": [10, 20, 40], "weights": weights}, 5000)
@@ -199,6 +206,10 @@ def test_the_expected_length_is_the_mean_of_the_draws(spec: Any) -> None:
         "9",
         {"kind": "uniform", "low": 5, "high": 4},
         {"kind": "lognormal", "mean": 0, "cv": 1},
+        {"kind": "lognormal", "mean": 1.1e7, "cv": 1},
+        {"kind": "lognormal", "mean": 10, "cv": 1e200},
+        {"kind": "uniform", "low": 5, "high": 10_000_001},
+        1_000_000_000_000,
         {"kind": "empirical", "values": []},
         {"kind": "empirical", "values": [3, 0]},
         {"kind": "empirical", "values": [3], "weights": [1, 2]},
@@ -241,6 +252,7 @@ def test_misbehaviour_is_one_clients() -> None:
     longer = Misbehaviour(client="client-2", kind="longer_prefix", factor=2.5)
     resolved = resolve(Counted(count=3), 3.0, Poisson(), longer)
     assert [client.prefix(100) for client in resolved] == [100, 100, 250]
+    assert resolved[2].prefix(9_000_000) == 10_000_000
     assert [client.misbehaves for client in resolved] == [False, False, True]
     assert {client.rate for client in resolved} == {1.0}
 

@@ -183,6 +183,13 @@ def problem(source: Any, overrides: dict[str, Any] | None = None, seed: int = 0)
         ({"family": "describe"}, "chat: family: no family 'describe'; known: mixed_prefix, mooncake"),
         ({"family": None}, "chat: family: give one of mixed_prefix, mooncake"),
         ({"family": "nope.py"}, "chat: family: no such file: nope.py"),
+        ({"user_tokens": 10**12}, "chat: user_tokens: input should be less than or equal to 10000000"),
+        ({"clients": 10**12}, "chat: clients: input should be less than or equal to 100000 (got"),
+        ({"clients": [{"name": "a", "weight": 1e-7}]}, "chat: clients.0.weight: input should be greater"),
+        ({"rate": 1e9}, "chat: it would make about 3.2e+11 requests, more than 10,000,000; make the rate"),
+        ({"load": 1e6}, "chat: it would make about 1.3e+09 requests"),
+        ({"arrivals": {"kind": "closed_loop", "concurrency": 90_000}, "load": 30}, "chat: it would make"),
+        ({"think": 1e9, "duration": 10}, "workload 'chat': it came out "),
         ({"duration": 1e-6}, "workload 'chat': it came out without requests"),
     ],
 )

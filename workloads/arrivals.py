@@ -1,6 +1,7 @@
 """Arrival processes: when the requests, or sessions, of one client begin.
 
-Every process keeps the mean rate it is given, so that `rate` and `load` of a spec mean the same for all.
+Every open process keeps the mean rate it is given over the whole duration, so that `rate` and `load` of a
+spec mean the same for all.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from numpy.random import Generator
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from workloads.part import ByKind, Count, NonNegative, Part, Positive
+from workloads.part import ByKind, Clientele, NonNegative, Part, Positive, Variation
 
 
 class Start(NamedTuple):
@@ -27,9 +28,13 @@ class Start(NamedTuple):
     think: float = 0.0
 
 
+_EVEN = 1e-6
+"""A coefficient of variation below it is as good as none."""
+
+
 def gap(mean: float, cv: float, rng: Generator) -> float:
     """A Gamma-distributed span with the given mean and coefficient of variation; cv 0 is no randomness."""
-    return mean if cv == 0 else rng.gamma(1 / cv**2, mean * cv**2)
+    return mean if cv < _EVEN else rng.gamma(1 / cv**2, mean * cv**2)
 
 
 def renewals(rate: float, cv: float, duration: float, rng: Generator) -> Iterator[float]:
@@ -38,7 +43,7 @@ def renewals(rate: float, cv: float, duration: float, rng: Generator) -> Iterato
     The first gap is the rest of one that was under way at time 0 (a uniform part of a length-biased gap, for
     Gamma the same law with shape + 1), so that exactly rate x duration arrivals are expected at any cv.
     """
-    under_way = 1 / rate if cv == 0 else rng.gamma(1 / cv**2 + 1, cv**2 / rate)
+    under_way = 1 / rate if cv < _EVEN else rng.gamma(1 / cv**2 + 1, cv**2 / rate)
     time = under_way * rng.random()
     while time < duration:
         yield time
@@ -80,7 +85,7 @@ class Gamma(_Open):
     """Independent Gamma gaps with coefficient of variation `cv`: burstier than Poisson above 1."""
 
     kind: Literal["gamma"] = "gamma"
-    cv: Positive
+    cv: Annotated[Variation, Field(gt=0)]
 
     def times(self, rate: float, duration: float, rng: Generator) -> Iterator[float]:
         return renewals(rate, self.cv, duration, rng)
@@ -89,19 +94,19 @@ class Gamma(_Open):
 class OnOff(_Open):
     """`busy` seconds of arrivals, `silent` seconds without, and so on, from time 0.
 
-    While busy, gaps are Gamma with `cv` (1 is Poisson) at the rate that gives the mean over a whole period.
+    While busy, gaps are Gamma with `cv` (1 is Poisson) at the rate that gives the mean over the duration.
     """
 
     kind: Literal["on_off"] = "on_off"
     busy: Positive
     silent: Positive
-    cv: NonNegative = 1.0
+    cv: Variation = 1.0
 
     def times(self, rate: float, duration: float, rng: Generator) -> Iterator[float]:
         period = self.busy + self.silent
         periods, rest = divmod(duration, period)
         busy = periods * self.busy + min(rest, self.busy)
-        for time in renewals(rate * period / self.busy, self.cv, busy, rng):
+        for time in renewals(rate * duration / busy, self.cv, busy, rng):
             number, within = divmod(time, self.busy)
             yield number * period + within
 
@@ -116,7 +121,7 @@ class Ramp(_Open):
     kind: Literal["ramp"] = "ramp"
     start: NonNegative
     end: NonNegative
-    cv: NonNegative = 1.0
+    cv: Variation = 1.0
 
     @model_validator(mode="after")
     def _some_rate(self) -> Self:
@@ -138,7 +143,7 @@ class Think(Part):
     """Seconds between a reply and the next message: Gamma with `mean` and `cv` (0: always the mean)."""
 
     mean: NonNegative
-    cv: NonNegative = 0.0
+    cv: Variation = 0.0
 
     def draw(self, rng: Generator) -> float:
         """One think time in seconds."""
@@ -161,12 +166,16 @@ class ClosedLoop(Part):
     """
 
     kind: Literal["closed_loop"] = "closed_loop"
-    concurrency: Count
+    concurrency: Clientele
     think: ThinkTime = Think(mean=0.0)
+
+    def users(self, share: float) -> int:
+        """How many users a client with this share has."""
+        return max(1, round(self.concurrency * share))
 
     def starts(self, rate: float, share: float, duration: float, rng: Generator) -> list[Start]:
         """The starts of one client's units, `share` being its part of the workload's nominal rate."""
-        users = max(1, round(self.concurrency * share))
+        users = self.users(share)
         units = max(users, round(rate * duration))
         chained = [Start(0.0, unit - users, self.think.draw(rng)) for unit in range(users, units)]
         return [Start(0.0)] * users + chained

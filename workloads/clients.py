@@ -11,8 +11,11 @@ import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from suite.errors import did_you_mean
+from suite.trace import MOST_TOKENS, Segment
 from workloads.arrivals import Arrivals
-from workloads.part import Count, Name, NonNegative, Part, Positive
+from workloads.lengths import Lengths
+from workloads.part import Clientele, Name, NonNegative, Part, Positive, Weight
+from workloads.streams import stream
 
 
 def zipf(ranks: int, exponent: float) -> np.ndarray:
@@ -30,7 +33,7 @@ def numbered(count: int) -> list[str]:
 class Counted(Part):
     """`count` clients with made-up names. `skew` is a Zipf exponent (0: equal shares) or the shares."""
 
-    count: Count
+    count: Clientele
     skew: NonNegative | tuple[Positive, ...] = 0.0
 
     @model_validator(mode="after")
@@ -57,7 +60,7 @@ class Named(Part):
     name: Name
     share: Positive = 1.0
     rate: Positive | None = None
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     arrivals: Arrivals | None = None
 
 
@@ -66,7 +69,8 @@ def _bare_count(data: Any) -> Any:
 
 
 Clients = Annotated[
-    Annotated[Counted, Tag("counted")] | Annotated[tuple[Named, ...], Tag("named"), Field(min_length=1)],
+    Annotated[Counted, Tag("counted")]
+    | Annotated[tuple[Named, ...], Tag("named"), Field(min_length=1, max_length=100_000)],
     Discriminator(lambda data: "named" if isinstance(data, list | tuple) else "counted"),
     BeforeValidator(_bare_count),
 ]
@@ -82,7 +86,7 @@ class Misbehaviour(Part):
 
     client: Annotated[int, Field(ge=0, strict=True)] | Name
     kind: Literal["more_requests", "longer_prefix"]
-    factor: Annotated[float, Field(ge=1, strict=True)]
+    factor: Annotated[float, Field(ge=1, le=1e6, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,11 @@ class Client:
 
     def prefix(self, tokens: int) -> int:
         """The length this client gives to a prefix of `tokens` tokens."""
-        return round(tokens * self.prefix_factor)
+        return min(MOST_TOKENS, round(tokens * self.prefix_factor))
+
+    def prefix_segment(self, name: str, tokens: Lengths, seed: int) -> Segment:
+        """The prefix `name`: its length is drawn from a stream of that name, so all who share it agree."""
+        return Segment(name, self.prefix(tokens.draw(stream(seed, name))))
 
 
 def resolve(

@@ -12,10 +12,10 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from suite.errors import BadInput
-from suite.trace import Header, Request, Trace, checked
-from workloads.arrivals import Arrivals, Poisson, Start
+from suite.trace import MOST_SECONDS, Header, Request, Trace, checked
+from workloads.arrivals import Arrivals, ClosedLoop, Poisson, Start
 from workloads.clients import Client, Clients, Counted, Misbehaviour, resolve
-from workloads.part import Name, Part, Positive
+from workloads.part import MOST_REQUESTS, Name, Part, Positive
 from workloads.streams import stream
 
 
@@ -44,11 +44,19 @@ class Family(Part, ABC):
         """The trace of this workload under `seed`: the same bytes everywhere. Raises `BadInput`."""
         if seed < 0:
             raise BadInput(f"seed: {seed} is negative; seeds are whole numbers from 0")
-        header = Header(self.name, seed, Path(self.family).stem, self.choices(), self.misbehaving())
-        trace = Trace(header, in_order(self.requests(seed)))
-        if not trace.requests:
-            raise BadInput(f"workload {self.name!r}: it came out without requests; make it longer or larger")
-        return checked(trace, lambda i: f"workload {self.name!r}, request {i + 1}")
+        place = f"workload {self.name!r}"
+        requests = in_order(self.requests(seed))
+        if not requests:
+            raise BadInput(f"{place}: it came out without requests; make it longer or larger")
+        if requests[-1].arrival > MOST_SECONDS:
+            raise BadInput(
+                f"{place}: it came out {requests[-1].arrival:.3g} s long, a trace lasts at most "
+                f"{MOST_SECONDS:.0e} s; make durations and think times shorter"
+            )
+        there = {request.client for request in requests}
+        misbehaving = tuple(name for name in self.misbehaving() if name in there)
+        header = Header(self.name, seed, Path(self.family).stem, self.choices(), misbehaving)
+        return checked(Trace(header, requests), lambda i: f"{place}, request {i + 1}")
 
 
 def in_order(requests: Iterable[Request]) -> tuple[Request, ...]:
@@ -94,8 +102,19 @@ class Synthetic(Family):
 
     @model_validator(mode="after")
     def _clients_agree(self) -> Self:
-        _ = self.resolved
+        made = sum(map(self._expected, self.resolved))
+        if made > MOST_REQUESTS:
+            raise ValueError(
+                f"it would make about {made:.2g} requests, more than {MOST_REQUESTS:,}; make the rate (or "
+                f"the concurrency), load, duration or factor smaller"
+            )
         return self
+
+    def _expected(self, client: Client) -> float:
+        """About how many requests the client sends."""
+        process = client.arrivals
+        users = process.users(client.share * self.load) if isinstance(process, ClosedLoop) else 0
+        return max(client.rate * self.load * self.duration, users * self.requests_per_session())
 
     def choices(self) -> dict[str, Any]:
         """The parameters, and the rate in requests/s that came out for each client."""

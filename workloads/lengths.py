@@ -1,4 +1,7 @@
-"""Distributions of lengths: tokens of a prompt or an output, turns of a session. Whole numbers >= 1."""
+"""Distributions of lengths: tokens of a prompt or an output, turns of a session.
+
+They are whole numbers from 1 to 10,000,000.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ import numpy as np
 from numpy.random import Generator
 from pydantic import BeforeValidator, Field, model_validator
 
-from workloads.part import ByKind, Count, NonNegative, Part, Positive
+from suite.trace import MOST_TOKENS
+from workloads.part import ByKind, Count, NonNegative, Part, Variation
 
 
 class _Distribution(Part):
     @abstractmethod
     def draw(self, rng: Generator) -> int:
-        """One length, >= 1."""
+        """One length, from 1 to `MOST_TOKENS`."""
 
     @abstractmethod
     def expected(self) -> float:
@@ -59,16 +63,18 @@ class Uniform(_Distribution):
 class LogNormal(_Distribution):
     """Log-normal with the given mean and coefficient of variation (of the lengths, not of their logs).
 
-    Draws are rounded to whole numbers and at least 1, so both hold closely for means well above 1.
+    Draws are rounded to whole numbers and clipped to the bounds of lengths, so both hold closely for means
+    well within them.
     """
 
     kind: Literal["lognormal"] = "lognormal"
-    mean: Annotated[float, Field(ge=1, strict=True)]
-    cv: Positive
+    mean: Annotated[float, Field(ge=1, le=MOST_TOKENS, strict=True)]
+    cv: Annotated[Variation, Field(gt=0)]
 
     def draw(self, rng: Generator) -> int:
         variance = math.log1p(self.cv**2)
-        return max(1, round(rng.lognormal(math.log(self.mean) - variance / 2, math.sqrt(variance))))
+        drawn = rng.lognormal(math.log(self.mean) - variance / 2, math.sqrt(variance))
+        return max(1, round(min(drawn, MOST_TOKENS)))
 
     def expected(self) -> float:
         return self.mean

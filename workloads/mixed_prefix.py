@@ -38,9 +38,9 @@ class MixedPrefix(Synthetic):
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's requests, each on its own."""
-        system = _prefix("system", self.system_tokens, client, seed)
+        system = client.prefix_segment("system", self.system_tokens, seed)
         heads = [
-            _prefix(f"head:{number}:{client.name}", self.head_tokens, client, seed)
+            client.prefix_segment(f"head:{number}:{client.name}", self.head_tokens, seed)
             for number in range(self.heads)
         ]
         rng = stream(seed, "requests", client.name)
@@ -55,7 +55,3 @@ class MixedPrefix(Synthetic):
         opening = (system,) if rng.random() < self.system_fraction else ()
         head = heads[rng.integers(self.heads)]
         return (*opening, head, Segment(f"tail:{id}", self.tail_tokens.draw(rng)))
-
-
-def _prefix(name: str, tokens: Lengths, client: Client, seed: int) -> Segment:
-    return Segment(name, client.prefix(tokens.draw(stream(seed, name))))

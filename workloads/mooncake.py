@@ -24,11 +24,13 @@ from suite.errors import BadInput
 from suite.trace import Request, Segment
 from workloads.clients import numbered, zipf
 from workloads.family import Family
-from workloads.part import Count, Name, NonNegative, Positive
+from workloads.part import Clientele, Count, Name, NonNegative, Positive
 from workloads.streams import stream
 
 BLOCK = 512
 """Tokens a hash id stands for."""
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Mooncake(Family):
 
     file: Name
     stretch: Positive = 1.0
-    clients: Count = 8
+    clients: Clientele = 8
     skew: NonNegative = 1.0
     spread: Literal["uniform", "none"] = "uniform"
     limit: Count | None = None
@@ -63,7 +65,10 @@ class Mooncake(Family):
         for place in places:
             if place.is_file():
                 return place
-        raise ValueError(f"file: {self.file!r} is neither in the current folder nor in {_traces()}")
+        raise ValueError(
+            f"file: {self.file!r} is neither in the current folder nor in {_traces()}; set SUITE_TRACES to "
+            f"the folder that holds it"
+        )
 
     @model_validator(mode="after")
     def _file_is_there(self) -> Self:
@@ -115,8 +120,9 @@ class Mooncake(Family):
 
 
 def _traces() -> Path:
-    repository = Path(__file__).resolve().parents[1]
-    return (repository / os.environ.get("SUITE_TRACES", "../shared/traces")).resolve()
+    """SUITE_TRACES, seen from the current folder; by default shared/traces beside the repository."""
+    given = os.environ.get("SUITE_TRACES")
+    return Path(given).resolve() if given else (_REPOSITORY / "../shared/traces").resolve()
 
 
 _row = TypeAdapter(_Row)

@@ -47,7 +47,7 @@ class MultiTurnChat(Synthetic):
 
     def _system(self, client: Client, seed: int) -> Segment:
         name = "system" if self.system == "shared" else f"system:{client.name}"
-        return Segment(name, client.prefix(self.system_tokens.draw(stream(seed, name))))
+        return client.prefix_segment(name, self.system_tokens, seed)
 
     def _turns(self, client: Client, session: str, system: Segment, rng: Generator) -> Iterator[Request]:
         history: tuple[Segment, ...] = (system,)

@@ -8,11 +8,18 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from suite.errors import did_you_mean
+from suite.trace import HEAVIEST, LIGHTEST, MOST_TOKENS
 
-Positive = Annotated[float, Field(gt=0, strict=True)]
-NonNegative = Annotated[float, Field(ge=0, strict=True)]
+MOST_REQUESTS = 10_000_000
+"""Requests that a spec may make, about."""
+
+Positive = Annotated[float, Field(gt=0, le=1e12, strict=True)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12, strict=True)]
+Variation = Annotated[float, Field(ge=0, le=100, strict=True)]
+Weight = Annotated[float, Field(ge=LIGHTEST, le=HEAVIEST, strict=True)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=MOST_TOKENS, strict=True)]
+Clientele = Annotated[int, Field(ge=1, le=100_000, strict=True)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 

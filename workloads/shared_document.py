@@ -53,4 +53,4 @@ class SharedDocument(Synthetic):
     def _document(self, client: Client, number: int, seed: int) -> Segment:
         common = number < self.common_documents
         name = f"document:{number}" if common else f"document:{number}:{client.name}"
-        return Segment(name, client.prefix(self.document_tokens.draw(stream(seed, name))))
+        return client.prefix_segment(name, self.document_tokens, seed)

@@ -17,8 +17,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter
 
 from suite.files import write_atomically
 from suite.metrics import fairness, latency
@@ -94,6 +94,7 @@ def tradeoff(frame: pd.DataFrame) -> Figure:
         _tradeoff_panel(axes, table[table["setting"] == setting], looks)
         axes.set(title=style.plain(setting), xlabel="client service / s", ylabel="Jain's index (all active)")
     policies = table["policy"].unique()
+    _say_where_empty(figure)
     _legend(figure, {_policy_name(name, table): _handle(looks[name], line=False) for name in policies})
     return figure
 
@@ -142,7 +143,7 @@ def _annotate(axes: Axes, labels: list[_Label]) -> None:
     for group in groups:
         place = (float(np.mean([label.x for label in group])), max(label.y for label in group))
         left = place[0] > np.mean(axes.get_xlim())
-        text = ", ".join(label.text for label in group)
+        text = ", ".join(dict.fromkeys(label.text for label in group))
         beside: dict[str, Any] = {"xytext": (-5, 4), "ha": "right"} if left else {"xytext": (5, 4)}
         axes.annotate(text, place, textcoords="offset points", fontsize=6.5, **beside)
 
@@ -181,11 +182,10 @@ def _swept(scheduler: str) -> str:
 
 def service_over_time(runs: Runs) -> Figure:
     """Cumulative client service of each client; parallel lines are equal rates."""
-    end = max(run.requests["finish"].max() for run in runs.values())
-    times = np.linspace(0, end, _POINTS)
+    times = np.linspace(0, _end(runs), _POINTS)
 
     def lines(run: Run) -> Iterator[tuple[str, Floats, Floats]]:
-        names = sorted(run.requests["client"].unique())
+        names = sorted(run.requests["client"].unique()) if len(run.service) else []
         for client, curve in curves(run.service, names, "client").items():
             yield client, times, curve.before(times)
 
@@ -209,7 +209,19 @@ def response_over_time(runs: Runs) -> Figure:
     figure = _client_lines(runs, lines, "mean TTFT (s)")
     for axes in figure.axes:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_PlainLog())
+        axes.yaxis.set_minor_formatter(_PlainLog(minor_thresholds=(1, 0.4)))
+    low, high = figure.axes[0].get_ylim()
+    if high < 4 * low:  # nearly constant: ticks this close could not be told apart
+        figure.axes[0].set_ylim(float(np.sqrt(low * high)) / 2, float(np.sqrt(low * high)) * 2)
     return figure
+
+
+class _PlainLog(LogFormatter):
+    """Plain numbers at the ticks that matplotlib would label on a logarithmic axis."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.3g}" if super().__call__(x, pos) else ""
 
 
 def _client_lines(
@@ -248,6 +260,7 @@ def latency_bars(runs: Runs) -> Figure:
         axes.set(title=style.plain(scheduler), xlabel="TTFT (s)", ylim=(len(shown) - 0.5, -0.5))
         axes.set_yticks(range(len(shown)), [_client_name(name, bad) for name in shown])
         axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.6g}"))
     _share_axes(figure)
     handles = {shade.upper(): Patch(color=_SHADES[shade]) for shade in reversed(_SHADES)}
     _legend(figure, handles, _cut(len(shown), len(names), "shown"))
@@ -256,21 +269,24 @@ def latency_bars(runs: Runs) -> Figure:
 
 def fairness_over_time(runs: Runs) -> Figure:
     """Jain's index and pairwise gap of client service rates in sliding windows, over the clients active."""
-    end = max(run.requests["finish"].max() for run in runs.values())
+    end = _end(runs)
     looks = style.policies({run.manifest.labels["policy"] for run in runs.values()})
     figure = style.panels(2, 5.4, 2.6)
     dashes: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
     handles: dict[str, Line2D] = {}
     for i, (scheduler, run) in enumerate(runs.items()):
         look = looks[run.manifest.labels["policy"]]._replace(dashes=dashes[i % 4])
-        course = _course(run, float(end))
+        handles[style.plain(scheduler)] = _handle(look)
+        if run.service.empty:
+            continue
+        course = _course(run, end)
         for axes, measure in zip(figure.axes, ("jain", "gap"), strict=True):
             _client_line(axes, course["time"].to_numpy(), course[measure].to_numpy(), look)
-        handles[style.plain(scheduler)] = _handle(look)
     figure.axes[0].set(xlabel="time (s)", ylabel="Jain's index", ylim=(0, 1.05))
     figure.axes[1].set(xlabel="time (s)", ylabel="largest gap (service / s)")
+    _say_where_empty(figure)
     sns.despine(fig=figure)
-    _legend(figure, handles, f"sliding windows of {end / 20:.3g} s, clients active in them")
+    _legend(figure, handles, f"sliding windows of {end / 20:.3g} s, clients active in them" if end else None)
     return figure
 
 
@@ -283,6 +299,20 @@ def _course(run: Run, end: float) -> pd.DataFrame:
 
 
 # -- shared parts ----------------------------------------------------------------------------------------
+
+
+def _end(runs: Runs) -> float:
+    """Seconds at which the last request of all runs finished; 0 if none did."""
+    ends = (float(run.requests["finish"].max()) for run in runs.values())
+    return max((end for end in ends if end == end), default=0.0)
+
+
+def _say_where_empty(figure: Figure) -> None:
+    for axes in figure.axes:
+        heights = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
+        lengths = [np.array([patch.get_width()]) for patch in axes.patches if isinstance(patch, Rectangle)]
+        if not any(np.isfinite(values).any() for values in (*heights, *lengths)):
+            axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center")
 
 
 def _ranked(runs: Runs) -> tuple[set[str], list[str]]:
@@ -322,6 +352,7 @@ def _legend(figure: Figure, handles: Mapping[str, Line2D | Patch], title: str | 
 
 def _share_axes(figure: Figure) -> None:
     """One scale for all panels; tick labels at the left and the bottom only."""
+    _say_where_empty(figure)
     first, *rest = figure.axes
     for axes in rest:
         axes.sharex(first)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -92,6 +93,8 @@ class Shown:
 
     text: str
     best: bool
+    bare: str
+    """The text without deviation and without how many seeds have the number."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +159,11 @@ def rows(frame: pd.DataFrame) -> list[Row]:
 
 
 def _shown(table: pd.DataFrame, column: Column) -> list[Shown]:
-    texts = [_text(row, column) for _, row in table.iterrows()]
     best = pd.concat([_best(group, column) for _, group in table.groupby("setting")])[table.index]
-    return [Shown(text, bool(mark)) for text, mark in zip(texts, best, strict=True)]
+    return [
+        Shown(_text(row, column), bool(mark), _bare(row, column))
+        for (_, row), mark in zip(table.iterrows(), best, strict=True)
+    ]
 
 
 def _best(group: pd.DataFrame, column: Column) -> pd.Series[bool]:
@@ -172,13 +177,18 @@ def _best(group: pd.DataFrame, column: Column) -> pd.Series[bool]:
     return shown.isin(best).reindex(group.index, fill_value=False) & (shown.nunique() > 1)
 
 
-def _text(row: pd.Series, column: Column) -> str:
+def _bare(row: pd.Series, column: Column, *deviation: float) -> str:
     value = row[column.key]
     if pd.isna(value):
         return "none"
+    return column.show(value, *deviation) + ("†" if row.get(f"{column.key}_short", False) else "")
+
+
+def _text(row: pd.Series, column: Column) -> str:
+    if pd.isna(row[column.key]):
+        return "none"
     deviation = row.get(f"{column.key}_sd")
-    text = column.show(value) if pd.isna(deviation) else column.show(value, deviation)
-    text += "†" if row.get(f"{column.key}_short", False) else ""
+    text = _bare(row, column) if pd.isna(deviation) else _bare(row, column, deviation)
     count = row.get(f"{column.key}_n", row["seeds"])
     return text if count == row["seeds"] else f"{text} ({count:.0f} of {row['seeds']} seeds)"
 
@@ -196,22 +206,88 @@ def _reasons(frame: pd.DataFrame) -> Iterator[str]:
                 yield f"{column.heading}, {row['setting']}, {row['scheduler']}: {row[reason]}"
 
 
-def rich_table(frame: pd.DataFrame) -> Table:
-    """The final table for the terminal, from what `collect` returns. No name is read as markup."""
-    table = Table(caption=Text(CAPTION), caption_justify="left", row_styles=["", "dim"])
-    table.add_column("scheduler", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column.heading, justify="right")
-    table.add_column("seeds", justify="right")
+def losses(frame: pd.DataFrame) -> list[str]:
+    """Whose requests were not all served, and why: a sentence per setting, scheduler and fate."""
+    return [
+        f"{setting}, {scheduler}: {group[fate].sum():,} of {group['requests'].sum():,} requests were {fate} "
+        f"({why})"
+        for (setting, scheduler), group in frame.groupby(["setting", "scheduler"], sort=False)
+        for fate, why in _FATES.items()
+        if group[fate].sum() > 0
+    ]
+
+
+# -- the table in the terminal ---------------------------------------------------------------------------
+
+_FATES = {
+    "rejected": "larger than the KV pool",
+    "cancelled": "each came after one that was not served",
+}
+_SEEDS, _DEVIATIONS = "seeds", "±"
+_LEAVING = (
+    _SEEDS,
+    "preemptions",
+    "e2e_p99",
+    "hit_rate",
+    "jain_actual_backlogged",
+    _DEVIATIONS,
+    "well_ttft_p50",
+    "vs_reference",
+    "well_ttft_p99",
+    "jain_client_all_active",
+)
+"""What leaves a table that is too wide, first to last."""
+
+_NAME = 20
+"""Characters that a scheduler's name has at least before it is folded."""
+
+
+def rich_table(frame: pd.DataFrame, width: int | None = None) -> Table:
+    """The final table for the terminal, from what `collect` returns. No name is read as markup.
+
+    Numbers stand whole: where `width` characters do not hold all columns, the less important ones are left
+    out, and the caption says so. None shows everything.
+    """
+    shown, lost = rows(frame), losses(frame)
+    for leaving in range(len(_LEAVING) + 1):
+        table = _table(shown, _LEAVING[:leaving], lost)
+        if width is None or _width(table) <= width:
+            break
+    return table
+
+
+def _width(table: Table) -> int:
+    """Characters the table needs, long names folded."""
+    console = Console(width=10_000)
+    name = max(console.measure(cell).maximum for cell in table.columns[0].cells)
+    return console.measure(table).maximum - max(0, name - _NAME)
+
+
+def _table(shown: list[Row], left_out: tuple[str, ...], lost: list[str]) -> Table:
+    table = Table(caption=_caption(left_out, lost), caption_justify="left", row_styles=["", "dim"])
+    table.add_column("scheduler", overflow="fold")
+    kept = [i for i, column in enumerate(COLUMNS) if column.key not in left_out]
+    seeds = _SEEDS not in left_out
+    for heading in [*(COLUMNS[i].heading for i in kept), *[_SEEDS] * seeds]:
+        table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
     setting = None
-    for row in rows(frame):
+    for row in shown:
         if row.setting != setting:
             setting = row.setting
             table.add_section()
             table.add_row(Text(setting, style="bold"))
-        table.add_row(Text(f"  {row.scheduler}"), *map(_rich, row.values), str(row.seeds))
+        values = (_rich(row.values[i], _DEVIATIONS in left_out) for i in kept)
+        table.add_row(Text(f"  {row.scheduler}"), *values, *[str(row.seeds)] * seeds)
     return table
 
 
-def _rich(shown: Shown) -> Text:
-    return Text(f"{shown.text}*", style="bold green") if shown.best else Text(f"{shown.text} ")
+def _caption(left_out: tuple[str, ...], lost: list[str]) -> Text:
+    headings = {column.key: column.heading for column in COLUMNS} | {_DEVIATIONS: "± over seeds"}
+    names = "; ".join(headings.get(key, key) for key in left_out)
+    notes = [f"Too narrow for: {names}; summary.csv has all."] if left_out else []
+    return Text("\n".join([CAPTION, *notes, *lost]))
+
+
+def _rich(shown: Shown, bare: bool) -> Text:
+    text = shown.bare if bare else shown.text
+    return Text(f"{text}*", style="bold green") if shown.best else Text(f"{text} ")
