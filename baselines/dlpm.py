@@ -56,8 +56,9 @@ class DLPM(Scheduler):
 
     def generated(self, tokens: Mapping[Request, int], now: float) -> None:
         """Charge output tokens (line 26)."""
+        deficits, weight = self.deficits, self.output_weight
         for request, count in tokens.items():
-            self.deficits[request.client] -= self.output_weight * count
+            deficits[request.client] -= weight * count
 
     def finished(
         self, request: Request, reason: str, output_tokens: int, uncomputed_tokens: int, now: float

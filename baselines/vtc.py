@@ -67,8 +67,9 @@ class VTC(Scheduler):
 
     def generated(self, tokens: Mapping[Request, int], now: float) -> None:
         """Charge output tokens (line 30)."""
+        counters, weight = self.counters, self.output_weight
         for request, count in tokens.items():
-            self._charge(request, self.output_weight * count)
+            counters[request.client] += weight * count / request.weight
 
     def finished(
         self, request: Request, reason: str, output_tokens: int, uncomputed_tokens: int, now: float
