@@ -62,7 +62,7 @@ def main() -> None:
 def _run_app() -> int:
     """Run the command and return its exit code; bad input and usage become one line."""
     try:
-        return app(standalone_mode=False) or 0
+        return app(prog_name="suite", standalone_mode=False) or 0
     except BadInput as error:
         complain(f"error: {error}")
     except _UsageError as error:

@@ -111,7 +111,8 @@ def run(
             outcome.report = _report(out, console)
     except KeyboardInterrupt:
         outcome.interrupted = True
-        _write_index(name, jobs, out)
+        whole = _write_index(name, jobs, out)  # a cell may be whole whose worker could not say so any more
+        outcome.finished = len(whole) - outcome.skipped
     return outcome
 
 
