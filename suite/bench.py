@@ -88,7 +88,7 @@ def _right(*names: str) -> Iterator[Column]:
 
 
 def _walk(trace: Trace) -> float:
-    """Seconds to put every request's segments through a trie of dictionaries and count what is shared."""
+    """Seconds to put every request's segments through a trie of dictionaries."""
     prompts = [[segment.id for segment in request.prompt] for request in trace.requests]
     start = perf_counter()
     root: dict[str, Any] = {}

@@ -10,22 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny import TINY
 
 from suite import experiment, trace
 from suite.errors import BadInput
 from suite.experiment import Experiment, load
 from suite.validation import assignments, read_yaml
-
-TINY = {
-    "family": "shared_document",
-    "name": "tiny",
-    "duration": 20,
-    "rate": 2,
-    "documents": 2,
-    "document_tokens": 500,
-    "question_tokens": 20,
-    "output_tokens": 10,
-}
 
 
 def write(folder: Path, **changes: Any) -> str:

@@ -10,23 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from tiny import TINY
 
 from suite import results, runner
 from suite.errors import BadInput
 from suite.experiment import load
 from suite.files import DRAFT, write_atomically
 from suite.runner import Job, Outcome
-
-TINY = {
-    "family": "shared_document",
-    "name": "tiny",
-    "duration": 20,
-    "rate": 2,
-    "documents": 2,
-    "document_tokens": 500,
-    "question_tokens": 20,
-    "output_tokens": 10,
-}
 
 FRAIL = """
 import os

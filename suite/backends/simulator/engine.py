@@ -231,7 +231,6 @@ class Engine(ABC):
             if live.preemptions:
                 self._recomputed(live, chunk)
             live.computed += chunk
-            live.most_computed = max(live.most_computed, live.computed)
             self._cache(live, live.computed)
             if live.computed < live.target:
                 self.chunked = live
