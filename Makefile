@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13 python3.14,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
 
-.PHONY: demo test clean
+.PHONY: demo test engines clean
 
 demo: $(READY)  ## compare four schedulers on three workloads; prints where figures and report are
 	@$(BIN)/suite run quickstart
@@ -18,7 +18,10 @@ test: $(READY)  ## lint, types and all tests
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -n 2
 
-clean:  ## remove the environment and the caches; results stay
+engines: $(READY)  ## install real vLLM for the CPU; without it the tests that need it are skipped
+	@$(BIN)/suite engines install vllm --device cpu
+
+clean:  ## remove the environments and the caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 $(READY): pyproject.toml constraints.txt

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import suite
-from suite.commands import bench, workload
+from suite.commands import bench, calibrate, engines, serve, verify, workload
 from suite.commands.console import complain, progress, results, say, show
 from suite.errors import BadInput
 
@@ -39,6 +39,10 @@ app = typer.Typer(
 )
 app.add_typer(workload.app, name="workload")
 app.add_typer(bench.app, name="bench")
+app.add_typer(engines.app, name="engines")
+app.add_typer(verify.app, name="verify")
+app.command()(serve.serve)
+app.command()(calibrate.calibrate)
 
 
 def main() -> None:

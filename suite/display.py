@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def plan(jobs: Sequence[Job], seconds: Mapping[str, float], processes: int) -> Table:
-    """The cells with their sizes; the estimate of time is for those not finished, in so many processes."""
+    """The cells with their sizes; the estimate of time is for those not finished.
+
+    It is for so many processes, for one if cells measure real time: these run one by one.
+    """
+    processes = 1 if any(job.cell.exclusive for job in jobs) else processes
     todo = {job.cell.slug for job in jobs if not job.is_finished}
     total = sum(seconds[slug] for slug in todo) / min(processes, max(len(todo), 1))
     title = f"{len(jobs)} cells, {len(todo)} to run: about {_duration(total)} in {processes} processes"
@@ -56,19 +60,21 @@ class Cells:
         self._shares = [0.0] * len(requests)
         self._bar = Progress(
             TextColumn("{task.fields[done]} of {task.fields[cells]} cells"),
+            TextColumn("{task.fields[note]}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
             disable=not requests,
         )
-        self._task = self._bar.add_task("", total=sum(requests), done=0, cells=len(requests))
+        self._task = self._bar.add_task("", total=sum(requests), done=0, cells=len(requests), note="")
 
-    def update(self, cell: int, share: float) -> None:
-        """Cell number `cell` is done to `share`, 0 to 1."""
+    def update(self, cell: int, share: float, note: str = "") -> None:
+        """Cell number `cell` is done to `share`, 0 to 1; `note` is a word about it."""
         self._shares[cell] = share
         served = sum(share * weight for share, weight in zip(self._shares, self._requests, strict=True))
-        self._bar.update(self._task, completed=served, done=sum(share >= 1 for share in self._shares))
+        done = sum(share >= 1 for share in self._shares)
+        self._bar.update(self._task, completed=served, done=done, note=note)
 
     def __enter__(self) -> Self:
         self._bar.start()

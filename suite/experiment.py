@@ -39,10 +39,20 @@ from suite.trace import Trace
 from suite.validation import at, read_yaml, validated
 from workloads import spec as workload_spec
 
-BACKENDS = {"simulator": "suite.backends.simulator:Simulator"}
+BACKENDS = {
+    "simulator": "suite.backends.simulator:Simulator",
+    "vllm": "suite.backends.vllm:VLLM",
+    "endpoint": "suite.backends.endpoint:Endpoint",
+}
 """The pydantic model of each kind of backend, as module:Class; imported when an experiment asks for it."""
 
+VIRTUAL = {"vllm": "suite.backends.virtual:VirtualVLLM"}
+"""The same for engines whose scheduler runs without a model, on a virtual clock: `clock: virtual`."""
+
 _READY = Path(str(files("suite"))) / "experiments"
+
+_DECISIVE = ("trace.py", "content.py", "dialect.py", "client.py", "stream.py", "replay.py")
+"""Modules whose change may change an outcome, besides backends and baselines."""
 
 _MOST_SEEDS = 1000
 """More than anybody runs; a slip of the finger is told instead of filling the memory."""
@@ -72,6 +82,11 @@ class Cell:
     def backend(self) -> Backend:
         """The backend that serves it."""
         return cast(Backend, _backend_model(self.settings))
+
+    @property
+    def exclusive(self) -> bool:
+        """True if it measures real time and so needs the machine to itself."""
+        return self.backend().exclusive
 
     def digest(self, trace: str) -> str:
         """SHA-256 of all that decides the outcome, given the digest of the cell's trace."""
@@ -271,9 +286,10 @@ def _workload_label(name: str, overrides: Mapping[str, Any]) -> str:
 
 def _backend_model(settings: Mapping[str, Any]) -> BaseModel:
     kind = str(settings.get("kind", "missing"))
-    if kind not in BACKENDS:
-        raise BadInput(f"kind: no backend {kind!r}; {did_you_mean(kind, BACKENDS)}")
-    module, _, name = BACKENDS[kind].partition(":")
+    known = VIRTUAL if settings.get("clock") == "virtual" and kind in BACKENDS else BACKENDS
+    if kind not in known:
+        raise BadInput(f"kind: no backend {kind!r}; {did_you_mean(kind, known)}")
+    module, _, name = known[kind].partition(":")
     model: type[BaseModel] = getattr(importlib.import_module(module), name)
     return validated(model, settings)
 
@@ -334,10 +350,11 @@ def _files_digest(settings: BaseModel) -> str:
 
 @cache
 def _sources_digest() -> str:
-    """SHA-256 over the sources whose change may change an outcome: backends, baselines, trace."""
-    roots = [Path(next(iter(baselines.__path__))), Path(suite.__file__).parent / "backends"]
+    """SHA-256 over the sources whose change may change an outcome."""
+    package = Path(suite.__file__).parent
+    roots = [Path(next(iter(baselines.__path__))), package / "backends"]
     found = sorted(path for root in roots for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
     sha = sha256()
-    for path in [Path(suite.__file__).parent / "trace.py", *found]:
+    for path in [*(package / name for name in _DECISIVE), *found]:
         sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return sha.hexdigest()

@@ -85,8 +85,42 @@ class SchedulerSpec:
         return _spec(self.target, self.name, {**self.parameters, **extra})
 
 
+class Stock(SchedulerSpec):
+    """The engine's or the endpoint's own scheduler, left alone: nothing of it is known or chosen here."""
+
+    def __init__(self) -> None:
+        super().__init__("stock", "")
+
+    @property
+    def file(self) -> Path:
+        """None is known."""
+        return Path()
+
+    @property
+    def source_digest(self) -> str:
+        """None is known."""
+        return ""
+
+    @property
+    def full_parameters(self) -> dict[str, Any]:
+        """It has none."""
+        return {}
+
+    def build(self) -> Scheduler:
+        """It cannot be built: raises `BadInput`."""
+        raise BadInput("scheduler 'stock': only a real engine has a scheduler of its own; name one of ours")
+
+    def with_parameters(self, extra: Mapping[str, Any]) -> SchedulerSpec:
+        """Itself; raises `BadInput` if there are any."""
+        if extra:
+            raise BadInput(f"scheduler 'stock': takes no parameters, got {', '.join(extra)}")
+        return self
+
+
 def parse(choice: str | Mapping[str, Any]) -> SchedulerSpec:
     """The scheduler named by "dlpm", "dlpm:quantum=2000", "my.py:Mine:knob=3" or {name: dlpm, quantum: 2000}.
+
+    "stock" is what an engine does by itself.
 
     Parameters are converted and checked against the constructor's signature. Raises `BadInput` for an unknown
     name or parameter, a value of the wrong type, or a file or class that cannot be used.
@@ -94,6 +128,9 @@ def parse(choice: str | Mapping[str, Any]) -> SchedulerSpec:
     reference, parameters = _read_text(choice) if isinstance(choice, str) else _read_mapping(choice)
     if _BY_PATH.fullmatch(reference):
         return _spec(_with_class(reference), "", parameters)
+    stock = Stock()
+    if reference == stock.name:
+        return stock.with_parameters(parameters)
     known = available()
     if reference not in known:
         hint = did_you_mean(reference, known)

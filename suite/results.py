@@ -9,14 +9,19 @@
     recomputed_tokens                           tokens computed again after preemptions
     preemptions                                 times it lost its place
     weight                                      its client's weight
-    status                                      "finished", "rejected" (never fits), "cancelled" (a request
-                                                it comes after was not served)
+    status                                      "finished", "rejected" (never fits), "failed" (an error, or
+                                                cut short), "cancelled" (came after one that was not served)
+    send_lag                                    seconds it was sent after it was due; 0 on a virtual clock
+    error (str or null)                         what the engine or the connection said
 
 `service.parquet`, the service log, in time order:
     time, client, extend, cached, recomputed, output
 Input columns count at admission, output tokens as generated; a row with output may cover a whole stretch of
-decode steps that ended at `time`.
+decode steps that ended at `time`. What an abort leaves uncomputed comes back as a negative `extend`,
+and likewise what is not computed again after all as a negative `recomputed`.
 
+`streams.parquet`, only where replies were streamed: one row per chunk as the client received it, in order,
+    id, time, tokens
 `manifest.json`: what was run, on what, with which versions and digests; see `Manifest`.
 """
 
@@ -37,8 +42,10 @@ from suite.files import DRAFT, writing
 REQUEST_COLUMNS = (
     "id", "client", "session", "arrival", "admitted", "first_token", "finish", "prompt_tokens",
     "output_tokens", "cached_tokens", "recomputed_tokens", "preemptions", "weight", "status",
+    "send_lag", "error",
 )  # fmt: skip
 SERVICE_COLUMNS = ("time", "client", "extend", "cached", "recomputed", "output")
+STREAM_COLUMNS = ("id", "time", "tokens")
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Manifest:
     """What the backend says of itself and of the run: KV pool in tokens, steps, preemptions, ..."""
     versions: dict[str, str]
     command: str = ""
+    invalid: list[str] = field(default_factory=list)
+    """Why this run must not be shown as a result; empty if nothing is known against it."""
     times: dict[str, Any] = field(default_factory=dict)
     """Wall-clock facts: started, seconds. The only part that differs between identical runs."""
 
@@ -73,6 +82,7 @@ class Run:
     manifest: Manifest
     requests: pd.DataFrame
     service: pd.DataFrame
+    streams: pd.DataFrame | None = None
 
 
 def write(run: Run, folder: Path) -> None:
@@ -91,6 +101,8 @@ def _write(run: Run, folder: Path, draft: Path) -> None:
         draft.chmod(0o755)
         run.requests.to_parquet(draft / "requests.parquet", index=False)
         run.service.to_parquet(draft / "service.parquet", index=False)
+        if run.streams is not None:
+            run.streams.to_parquet(draft / "streams.parquet", index=False)
         (draft / "manifest.json").write_text(
             json.dumps(asdict(run.manifest), indent=2, sort_keys=True) + "\n"
         )
@@ -104,10 +116,12 @@ def _write(run: Run, folder: Path, draft: Path) -> None:
 
 def read(folder: Path) -> Run:
     """Read a run folder. Raises `BadInput` naming the file that is missing or damaged."""
+    streams = folder / "streams.parquet"
     return Run(
         read_manifest(folder),
         _frame(folder / "requests.parquet", REQUEST_COLUMNS),
         _frame(folder / "service.parquet", SERVICE_COLUMNS),
+        _frame(streams, STREAM_COLUMNS) if streams.exists() else None,
     )
 
 

@@ -1,6 +1,10 @@
-"""Run an experiment: its cells in parallel processes, each written as one piece, finished ones skipped.
+"""Run an experiment: each cell written as one piece, finished ones skipped.
+
+Cells run in parallel processes, those of a backend that measures real time one by one in this process.
 
 OUT/cells/<slug>/    a run folder (see `suite.results`) and clients.csv, the per-client table
+OUT/logs/<slug>/     what the backend left there; kept whatever becomes of the cell
+OUT/broken/<slug>/   what was measured of a run that broke off; a later, whole run of the cell removes it
 OUT/experiment.json  {"name", "command", "cells": [slugs of the finished cells, in the experiment's order]}
 OUT/report.html ...  see `suite.report`
 """
@@ -10,23 +14,29 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 import suite
 from suite import display, policies, results, workers
+from suite.backends.base import KEPT, Incomplete, Progress
+from suite.backends.base import Outcome as Served
 from suite.errors import BadInput
 from suite.experiment import Cell, Experiment, generate
 from suite.files import DRAFT, probe, write_atomically
 from suite.metrics import summary
 from suite.results import Manifest, Run
+from suite.trace import Trace
 
 RUNS = Path("results/runs")
 """Where runs go unless told otherwise, below the working directory."""
@@ -45,6 +55,18 @@ class Job:
     trace: str
     requests: int
     command: str
+    span: float
+    """Seconds from the first to the last arrival that the trace knows of."""
+
+    @property
+    def logs(self) -> Path:
+        """Where its backend may leave files."""
+        return self.folder.parents[1] / "logs" / self.folder.name
+
+    @property
+    def broken(self) -> Path:
+        """Where what was measured goes if the run breaks off."""
+        return self.folder.parents[1] / "broken" / self.folder.name
 
     @property
     def is_finished(self) -> bool:
@@ -72,26 +94,31 @@ class Outcome:
 
 def plan(experiment: Experiment, out: Path, command: str = "") -> Iterator[Job]:
     """The experiment's cells as jobs. Each trace is generated once, to know its digest and its size."""
-    traces: dict[str, tuple[str, int]] = {}
+    traces: dict[str, tuple[str, int, float]] = {}
     for cell in experiment.cells:
         if cell.trace_key not in traces:
             trace = generate(cell.trace_key)
-            traces[cell.trace_key] = trace.digest, len(trace.requests)
-        digest, requests = traces[cell.trace_key]
-        yield Job(cell, out / "cells" / cell.slug, cell.digest(digest), digest, requests, command)
+            span = max(request.arrival for request in trace.requests)
+            traces[cell.trace_key] = trace.digest, len(trace.requests), span
+        digest, requests, span = traces[cell.trace_key]
+        yield Job(cell, out / "cells" / cell.slug, cell.digest(digest), digest, requests, command, span)
 
 
 def estimate(jobs: Sequence[Job]) -> dict[str, float]:
     """Seconds on one core that each job may take, by slug.
 
     Each trace's first requests are served under FCFS and the time is scaled up: too low where a long queue
-    or another scheduler makes the real run slower.
+    or another scheduler makes the real run slower. For real time it is the length of the trace, which a run
+    exceeds by the start of the engine and by the backlog at the end.
     """
     per_request: dict[str, float] = {}
     for job in jobs:
-        if job.cell.trace_key not in per_request:
+        if not job.cell.exclusive and job.cell.trace_key not in per_request:
             per_request[job.cell.trace_key] = _sample(job.cell)
-    return {job.cell.slug: job.requests * per_request[job.cell.trace_key] for job in jobs}
+    return {
+        job.cell.slug: job.span if job.cell.exclusive else job.requests * per_request[job.cell.trace_key]
+        for job in jobs
+    }
 
 
 def run(
@@ -136,16 +163,37 @@ def _report(out: Path, console: Console) -> Path:
 
 
 def _work_off(jobs: Sequence[Job], outcome: Outcome, processes: int, console: Console) -> None:
+    exclusive = any(job.cell.exclusive for job in jobs)
     try:
-        with (
-            display.Cells([job.requests for job in jobs], console) as shown,
-            closing(workers.run(_execute, jobs, processes)) as events,
-        ):
-            for event in events:
-                shown.update(event.index, event.share if isinstance(event, workers.Progressed) else 1.0)
-                _note(event, jobs[event.index].cell.slug, outcome)
+        with display.Cells([job.requests for job in jobs], console) as shown:
+            if exclusive:
+                _one_by_one(jobs, outcome, shown)
+            else:
+                _in_processes(jobs, outcome, processes, shown)
     finally:
         _sweep(outcome.out / "cells")
+
+
+def _in_processes(jobs: Sequence[Job], outcome: Outcome, processes: int, shown: display.Cells) -> None:
+    with closing(workers.run(_execute, jobs, processes)) as events:
+        for event in events:
+            if isinstance(event, workers.Progressed):
+                shown.update(event.index, event.share, event.note)
+            else:
+                shown.update(event.index, 1.0)
+                _note(event, jobs[event.index].cell.slug, outcome)
+
+
+def _one_by_one(jobs: Sequence[Job], outcome: Outcome, shown: display.Cells) -> None:
+    """In this process, so that an interrupt reaches the backend and ends what it has started."""
+    with KEPT:
+        for index, job in enumerate(jobs):
+            try:
+                problem = _attempt(job, partial(shown.update, index))
+            except Exception as error:
+                problem = policies.blame(error, job.cell.scheduler.file)
+            shown.update(index, 1.0)
+            _note(workers.Finished(index, problem), job.cell.slug, outcome)
 
 
 def _note(event: workers.Event, slug: str, outcome: Outcome) -> None:
@@ -175,45 +223,77 @@ def _sweep(cells: Path) -> None:
 # -- one cell, in a worker process -----------------------------------------------------------------------
 
 
-def _execute(job: Job, progress: Callable[[float], None]) -> str | None:
-    """Run one job and write it. Returns the reason if it fails.
+def _execute(job: Job, progress: Progress) -> str | None:
+    """Run one job in a worker and write it. Returns the reason if it fails.
 
     Whatever a scheduler raises is its failure, SystemExit and KeyboardInterrupt too: a real Ctrl-C never
     arrives here, as workers ignore it and the parent stops them.
     """
     try:
-        _write(_run(job, progress), job.folder)
-    except BadInput as error:
-        return str(error)
+        return _attempt(job, progress)
     except BaseException as error:
         return policies.blame(error, job.cell.scheduler.file)
+
+
+def _attempt(job: Job, progress: Progress) -> str | None:
+    """Run one job and write it. Returns the reason if the run could not be made, or broke off."""
+    try:
+        try:
+            _write(_run(job, progress), job.folder)
+        except _BrokenOff as error:
+            _write(error.run, job.broken)
+            return f"{error}; what was measured is in {job.broken}"
+    except BadInput as error:
+        return str(error)
+    shutil.rmtree(job.broken, ignore_errors=True)
     return None
 
 
-def _run(job: Job, progress: Callable[[float], None]) -> Run:
+class _BrokenOff(Exception):
+    """The run broke off; `run` is what there is of it."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+def _run(job: Job, progress: Progress) -> Run:
     cell = job.cell
     trace = generate(cell.trace_key)
     if trace.digest != job.trace:
         raise BadInput(f"workload {cell.labels['workload']!r}: its trace changed while the experiment ran")
     started, start = datetime.now(UTC), time.perf_counter()
-    outcome = cell.backend().run(trace, cell.scheduler, progress)
-    manifest = Manifest(
+
+    def described(outcome: Served) -> Run:
+        times = {"started": started.isoformat(), "seconds": time.perf_counter() - start}
+        manifest = _manifest(job, trace, outcome, times)
+        return Run(manifest, outcome.requests, outcome.service, outcome.streams)
+
+    try:
+        return described(cell.backend().run(trace, cell.scheduler, job.logs, progress))
+    except Incomplete as error:
+        raise _BrokenOff(str(error), described(error.outcome)) from error
+
+
+def _manifest(job: Job, trace: Trace, outcome: Served, times: dict[str, Any]) -> Manifest:
+    scheduler = job.cell.scheduler
+    return Manifest(
         cell=job.digest,
-        labels=cell.labels,
+        labels=job.cell.labels,
         trace={"digest": trace.digest, "header": asdict(trace.header)},
         scheduler={
-            "name": cell.scheduler.label,
-            "target": cell.scheduler.target,
-            "parameters": cell.scheduler.full_parameters,
-            "source": cell.scheduler.source_digest,
+            "name": scheduler.label,
+            "target": scheduler.target,
+            "parameters": scheduler.full_parameters,
+            "source": scheduler.source_digest,
         },
-        backend=cell.settings,
+        backend=job.cell.settings,
         engine=outcome.engine,
         versions=_versions(),
         command=job.command,
-        times={"started": started.isoformat(), "seconds": time.perf_counter() - start},
+        invalid=list(outcome.invalid),
+        times=times,
     )
-    return Run(manifest, outcome.requests, outcome.service)
 
 
 def _write(run: Run, folder: Path) -> None:
@@ -228,7 +308,8 @@ def _sample(cell: Cell) -> float:
     trace = generate(cell.trace_key)
     sample = replace(trace, requests=trace.requests[:_SAMPLE])
     start = time.perf_counter()
-    cell.backend().run(sample, policies.parse("fcfs"), lambda share: None)
+    with tempfile.TemporaryDirectory() as logs:
+        cell.backend().run(sample, policies.parse("fcfs"), Path(logs), lambda share, note="": None)
     return (time.perf_counter() - start) / len(sample.requests)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeAlias
 
-Task: TypeAlias = Callable[[Any, Callable[[float], None]], Any]
-"""A module-level function of an item and a progress callback (0 to 1). It raises nothing."""
+Task: TypeAlias = Callable[[Any, Callable[..., None]], Any]
+"""A module-level function of an item and a progress callback (share 0 to 1, a note). It raises nothing."""
 
 _STEP = 0.01
 """Smallest progress worth a message."""
@@ -20,10 +21,11 @@ _STEP = 0.01
 
 @dataclass(frozen=True)
 class Progressed:
-    """Item number `index` is done to this share, 0 to 1."""
+    """Item number `index` is done to this share, 0 to 1, with a word about it."""
 
     index: int
     share: float
+    note: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ Event: TypeAlias = Progressed | Finished | Lost
 def run(task: Task, items: Sequence[Any], jobs: int) -> Generator[Event, None, None]:
     """Work on all items in `jobs` processes and tell what happens.
 
-    Closing the generator, or an exception out of it, stops and reaps every process.
+    Closing the generator, or an exception out of it, stops and reaps every process: SystemExit is raised in
+    the task it works on, if any, and it exits as Python does, so that what it has opened is closed.
     """
     todo = deque(enumerate(items))
     idle: list[_Worker] = []
@@ -66,8 +69,11 @@ def run(task: Task, items: Sequence[Any], jobs: int) -> Generator[Event, None, N
                     idle += [worker] if isinstance(event, Finished) else []
                 yield event
     finally:
-        for worker in [*idle, *busy.values()]:
-            worker.stop()
+        left = [*idle, *busy.values()]
+        for worker in left:
+            worker.dismiss()
+        for worker in left:
+            worker.reap()
 
 
 class _Worker:
@@ -93,28 +99,31 @@ class _Worker:
         try:
             kind, content = self.connection.recv()
         except (EOFError, OSError):
-            self._process.join(5)
-            self.stop()
+            self.reap()
             return Lost(self._index, self._process.exitcode)
-        return Progressed(self._index, content) if kind == "progress" else Finished(self._index, content)
+        return Progressed(self._index, *content) if kind == "progress" else Finished(self._index, content)
 
-    def stop(self) -> None:
+    def dismiss(self) -> None:
         self.connection.close()
         self._process.terminate()
+
+    def reap(self) -> None:
+        self.connection.close()
         self._process.join(5)
         self._process.kill()
         self._process.join()
 
 
 def _work(connection: Connection, task: Task) -> None:
-    """The life of a worker: it ends with the pipe."""
+    """The life of a worker: it ends with the pipe, or at SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     reported = 0.0
 
-    def report(share: float) -> None:
+    def report(share: float, note: str = "") -> None:
         nonlocal reported
         if share - reported >= _STEP:
             reported = share
-            connection.send(("progress", share))
+            connection.send(("progress", (share, note)))
 
     try:
         while True:

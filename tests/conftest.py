@@ -6,8 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from suite import environments
+from suite.environments import Environment
+from suite.errors import BadInput
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+settings.register_profile("suite", deadline=None)  # no test depends on how fast the machine is
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +25,12 @@ def traces() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no traces at {folder}: set SUITE_TRACES to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Environment:
+    """The environment of vLLM on the CPU, where it is installed."""
+    try:
+        return environments.find("vllm", "cpu")
+    except BadInput as error:
+        pytest.skip(str(error))

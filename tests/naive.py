@@ -15,7 +15,7 @@ from math import nan
 
 from baselines import scheduler
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.cost import Cost
+from suite.backends.cost import Cost
 from suite.trace import REPLY, Request, Trace
 
 Token = tuple[str, int]

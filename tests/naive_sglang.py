@@ -12,7 +12,7 @@ from collections import Counter
 from naive import Job, NaiveEngine, Token
 
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.cost import Cost
+from suite.backends.cost import Cost
 from suite.trace import Trace
 
 RETRACT_DECODE_STEPS = 20

@@ -11,7 +11,7 @@ from math import ceil
 from naive import Job, NaiveEngine, Token
 
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.cost import Cost
+from suite.backends.cost import Cost
 from suite.trace import Trace
 
 BLOCK = 16

@@ -24,7 +24,8 @@ def _request(i: int, client: str, arrival: float, **given: Any) -> dict[str, Any
     row = {
         "id": f"r{i}", "client": client, "session": None, "arrival": arrival, "admitted": arrival,
         "first_token": NAN, "finish": NAN, "prompt_tokens": 10, "output_tokens": 1, "cached_tokens": 0,
-        "recomputed_tokens": 0, "preemptions": 0, "weight": 1.0, "status": "finished", **given,
+        "recomputed_tokens": 0, "preemptions": 0, "weight": 1.0, "status": "finished",
+        "send_lag": 0.0, "error": None, **given,
     }  # fmt: skip
     if pd.isna(row["first_token"]):
         row["first_token"] = row["finish"]

@@ -121,7 +121,7 @@ def test_the_readmes_workload_generates(suite: Suite):
 
 
 def test_the_readmes_experiment_resolves(suite: Suite):
-    Path("mine.yaml").write_text(example("yaml", "schedulers:"))
+    Path("mine.yaml").write_text(example("yaml", "sweep:"))
     Path("my_idea.py").write_text(example("python", "class "))
     done = suite("run", "mine.yaml", "--dry-run")
     assert done.code == 0, done.err

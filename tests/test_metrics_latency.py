@@ -50,7 +50,7 @@ def test_rates_and_counts():
     assert rates["requests_per_s"] == pytest.approx(3 / 20)
     assert throughput.hit_rate(FRAME) == pytest.approx(100 / 400)
     assert throughput.counts(FRAME) == {
-        "requests": 4, "finished": 3, "rejected": 1, "cancelled": 0, "preemptions": 2,
+        "requests": 4, "finished": 3, "rejected": 1, "failed": 0, "cancelled": 0, "preemptions": 2,
         "recomputed_tokens": 33,
     }  # fmt: skip
 
@@ -107,7 +107,13 @@ def test_a_run_in_which_nothing_was_served_can_be_summarised():
 def test_clients_table():
     table = clients(run(FRAME, misbehaving=("bad",))).set_index("client")
     assert table.index.tolist() == ["bad", "good"]
-    assert table.loc["bad", ["requests", "finished", "rejected", "cancelled"]].tolist() == [2, 1, 1, 0]
+    assert table.loc["bad", ["requests", "finished", "rejected", "failed", "cancelled"]].tolist() == [
+        2,
+        1,
+        1,
+        0,
+        0,
+    ]
     assert table["misbehaving"].tolist() == [True, False]
     assert table["client_service"].tolist() == [200 + 18, 200 + 12]
     assert table["actual_service"].tolist() == [160 + 18, 140 + 12]

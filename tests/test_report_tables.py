@@ -179,7 +179,7 @@ def test_lost_requests_are_told_under_the_table(tmp_path):
         {**rejected("b", 3.0), "status": "cancelled"},
     )
     folder = experiment(tmp_path, run(lost), served("vtc", 4))
-    assert tables.losses(tables.collect(folder)) == [
+    assert tables.warnings(tables.collect(folder)) == [
         "chat, fcfs: 2 of 4 requests were rejected (larger than the KV pool)",
         "chat, fcfs: 1 of 4 requests were cancelled (each came after one that was not served)",
     ]

@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 from tiny import TINY
 
-from suite import results, runner
+from suite import display, results, runner
+from suite.backends.simulator import Simulator
 from suite.errors import BadInput
 from suite.experiment import load
 from suite.files import DRAFT, write_atomically
@@ -255,3 +256,28 @@ def test_a_workload_that_cannot_be_read_stops_the_plan(tmp_path: Path):
     (tmp_path / "t.jsonl").write_text("not a trace\n")
     with pytest.raises(BadInput, match=r"t\.jsonl:1: the header is not JSON"):
         plan(tmp_path, tmp_path / "out", workloads=[str(tmp_path / "t.jsonl")])
+
+
+def test_cells_that_need_the_machine_fail_one_by_one_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("suite.backends.simulator.Simulator.exclusive", True)
+    (tmp_path / "frail.py").write_text(FRAIL)
+    jobs = plan(tmp_path, tmp_path / "out", schedulers=[f"{tmp_path}/frail.py:Raises", "fcfs"])
+    assert "in 1 processes" in str(display.plan(jobs, runner.estimate(jobs), 4).title)
+    outcome = run(jobs, tmp_path / "out")
+    assert outcome.finished == 1
+    (reason,) = outcome.failed.values()
+    assert "frail.py:9: KeyError: 'ticket'" in reason
+
+
+def test_an_estimate_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def logging(self: Simulator, trace: Any, scheduler: Any, logs: Path, progress: Any) -> None:
+        (logs / "service-0.jsonl").touch()
+        written.append(logs)
+
+    written: list[Path] = []
+    monkeypatch.setattr(Simulator, "run", logging)
+    monkeypatch.chdir(tmp_path)
+    jobs = plan(tmp_path, tmp_path / "out")
+    runner.estimate(jobs)
+    assert [logs.exists() for logs in written] == [False]
+    assert [path.name for path in tmp_path.iterdir()] == ["e.yaml"]

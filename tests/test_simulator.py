@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from baselines.fcfs import FCFS
 from baselines.lpm import LPM
 from baselines.scheduler import Candidates, Scheduler, Waiting
+from suite.backends.cost import Cost
 from suite.backends.simulator import Simulator
-from suite.backends.simulator.cost import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, STEP_OVERHEAD, Cost, roofline
+from suite.backends.simulator.cost import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, STEP_OVERHEAD, roofline
 from suite.backends.simulator.engine import Engine, Limits, PolicyError
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.presets import GPUS, MODELS
@@ -322,7 +323,7 @@ def test_unknown_settings_are_refused() -> None:
 def test_fitted_coefficients_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "cost.yaml"
     file.write_text("{step: 2, token: 0.5, attended: 0, read: 0, sequence: 0}")
-    outcome = Simulator(cost=file).run(ONE, FIFO, lambda share: None)
+    outcome = Simulator(cost=file).run(ONE, FIFO, Path(), lambda share, note="": None)
     assert outcome.requests["finish"].tolist() == [2 + 5 * 0.5]
     file.write_text("{step: 2, token: -1, attended: 0, read: 0, sequence: 0}")
     with pytest.raises(BadInput, match=r"cost.yaml: token: .*greater than or equal to 0"):
@@ -335,7 +336,7 @@ def test_outcome_has_a_row_for_every_request_and_the_service_log() -> None:
         Request("b", "y", 100.0, prompt(("p", 40)), 1),
     ]
     trace = Trace(Header("two", 0, "test"), tuple(requests))
-    outcome = Simulator().run(trace, FIFO, lambda share: None)
+    outcome = Simulator().run(trace, FIFO, Path(), lambda share, note="": None)
     assert outcome.requests[["id", "client", "status"]].to_numpy().tolist() == [
         ["a", "x", "finished"],
         ["b", "y", "finished"],

@@ -14,8 +14,8 @@ from baselines.fcfs import FCFS
 from baselines.lpm import LPM, LPMWithFallback
 from baselines.scheduler import Scheduler
 from baselines.vtc import VTC
+from suite.backends.cost import Cost
 from suite.backends.simulator import sglang
-from suite.backends.simulator.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,13 +17,14 @@ from baselines.fcfs import FCFS
 from baselines.lpm import LPM
 from baselines.scheduler import Scheduler
 from baselines.vtc import VTC
+from suite.backends.cost import Cost
 from suite.backends.simulator import sglang
-from suite.backends.simulator.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
 from suite.backends.simulator.vllm import VLLMEngine
-from suite.trace import REPLY, Header, Request, Segment, Trace, checked
+from suite.trace import Header, Request, Segment, Trace
+from suite.verify import Case, random_case
 
 SEEDS = (*range(80), 755, 905)
 """The random cases on which every engine and policy is compared. The last two show whether a retraction of
@@ -48,79 +48,17 @@ OCCURS = {
 """What must be seen among the cases of an engine and a policy, or they compare too little."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """A trace and an engine small enough that requests get into each other's way."""
-
-    trace: Trace
-    running: int
-    tokens: int
-    kv_tokens: int
-    clip: int
-
-    def naive(self, kind: str, policy: Scheduler) -> NaiveEngine:
-        """The reference, not yet run."""
-        if kind == "vllm":
-            return NaiveVLLM(self.trace, policy, COST, self.running, self.tokens, self.kv_tokens)
-        return NaiveSGLang(self.trace, policy, COST, self.running, self.tokens, self.kv_tokens, self.clip)
-
-    def simulated(self, kind: str, policy: Scheduler) -> Engine:
-        """The simulator's engine, not yet run."""
-        engine = VLLMEngine if kind == "vllm" else SGLangEngine
-        return engine(lives(self.trace), policy, COST, Limits(self.running, self.tokens), self.kv_tokens)
+def naive_engine(case: Case, kind: str, policy: Scheduler) -> NaiveEngine:
+    """The reference, not yet run."""
+    if kind == "vllm":
+        return NaiveVLLM(case.trace, policy, COST, case.running, case.tokens, case.kv_tokens)
+    return NaiveSGLang(case.trace, policy, COST, case.running, case.tokens, case.kv_tokens, case.clip)
 
 
-def random_case(seed: int) -> Case:
-    """Small pools and budgets, with room for the decode of all that run."""
-    rng = random.Random(seed)
-    return Case(
-        trace=_random_trace(rng, seed),
-        running=rng.randint(2, 6),
-        tokens=rng.choice([16, 24, 33, 64, 200]),
-        kv_tokens=rng.choice([208, 256, 320, 400, 600]),
-        clip=rng.choice([1, 4, 8, 30, 4096]),
-    )
-
-
-def _random_trace(rng: random.Random, seed: int) -> Trace:
-    requests: list[Request] = []
-    for i in range(rng.randint(10, 30)):
-        requests.append(_random_request(rng, str(i), requests))
-    return checked(Trace(Header("random", seed, "test"), tuple(requests)))
-
-
-def _random_request(rng: random.Random, id: str, earlier: list[Request]) -> Request:
-    """A prompt of its own, one seen before, or a turn after an earlier reply; arrivals come in bursts."""
-    prompt, after = _random_prompt(rng, id), tuple[str, ...]()
-    kind = rng.random() if earlier else 1.0
-    if kind < 0.4:
-        parent = rng.choice(earlier)
-        prompt, after = parent.prompt, parent.after
-        if kind < 0.25:
-            after = (parent.id,)
-            prompt = (*parent.prompt, Segment(REPLY + parent.id, parent.output_tokens))
-    return Request(
-        id,
-        client=rng.choice("abc"),
-        arrival=rng.randint(0, 9) / 8,
-        prompt=_never_wholly_cached(id, prompt),
-        output_tokens=rng.choice([1, 2, 7, 16, 33, 80]),
-        after=after,
-        think=rng.choice([0.0, rng.uniform(0.03, 0.08)]),
-    )
-
-
-def _random_prompt(rng: random.Random, id: str) -> tuple[Segment, ...]:
-    document = Segment(f"document {rng.randint(0, 6)}", rng.choice([7, 15, 16, 17, 32, 33, 48, 64, 70]))
-    question = rng.choice([f"question {rng.randint(0, 9)}", f"question of {id}"])
-    return (document, Segment(question, rng.choice([1, 5, 16, 20, 32, 40])))[: rng.choice([1, 2, 2])]
-
-
-def _never_wholly_cached(id: str, prompt: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """A prompt of whole blocks gets a last token of its own: see the test of duplicate blocks."""
-    if sum(segment.tokens for segment in prompt) % BLOCK:
-        return prompt
-    return (*prompt, Segment(f"end of {id}", 1))
+def simulated(case: Case, kind: str, policy: Scheduler) -> Engine:
+    """The simulator's engine, not yet run."""
+    engine = VLLMEngine if kind == "vllm" else SGLangEngine
+    return engine(lives(case.trace), policy, COST, Limits(case.running, case.tokens), case.kv_tokens)
 
 
 def listen(policy: Scheduler) -> list[tuple[Any, ...]]:
@@ -175,7 +113,7 @@ def _compared(kind: str, policy: str, case: Case, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sglang, "CLIP", case.clip)
     expecting, acting = POLICIES[policy](), POLICIES[policy]()
     expected, actual = listen(expecting), listen(acting)
-    naive, engine = case.naive(kind, expecting), case.simulated(kind, acting)
+    naive, engine = naive_engine(case, kind, expecting), simulated(case, kind, acting)
     naive.run()
     engine.run(lambda share: None)
     assert actual == expected, case
@@ -204,7 +142,7 @@ def test_vllm_keeps_duplicate_blocks_that_the_simulator_shares() -> None:
         for i, (id, prompt) in enumerate(prompts.items())
     ]
     case = Case(Trace(Header("duplicates", 0, "test"), tuple(requests)), 4, 64, 6 * BLOCK, 4096)
-    naive, engine = case.naive("vllm", FCFS()), case.simulated("vllm", FCFS())
+    naive, engine = naive_engine(case, "vllm", FCFS()), simulated(case, "vllm", FCFS())
     naive.run()
     engine.run(lambda share: None)
     assert naive.seen["duplicate"] == 1

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from suite import workers
 from suite.workers import Finished, Lost, Progressed
@@ -29,6 +31,13 @@ def fragile(item: int, progress: Callable[[float], None]) -> int:
 def endless(item: int, progress: Callable[[float], None]) -> None:
     progress(1.0)
     time.sleep(600)
+
+
+def littering(item: str, progress: Callable[[float], None]) -> None:
+    """Work in a folder of its own, for ever."""
+    with TemporaryDirectory(dir=item):
+        progress(1.0)
+        time.sleep(600)
 
 
 def test_every_item_gives_its_result_and_its_progress():
@@ -57,3 +66,12 @@ def test_closing_reaps_every_process():
     assert len(multiprocessing.active_children()) == 2
     events.close()
     assert multiprocessing.active_children() == []
+
+
+def test_a_task_that_is_stopped_cleans_up(tmp_path: Path):
+    events = workers.run(littering, [str(tmp_path)] * 2, jobs=2)
+    next(events)
+    next(events)
+    assert len(list(tmp_path.iterdir())) == 2
+    events.close()
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from suite.commands.console import show
+from suite.commands.console import progress, show
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,3 +30,36 @@ def simulator(
     from suite import bench
 
     show(*bench.simulator(trace))
+
+
+@app.command()
+def client(
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Streams at once; repeatable.", show_default="256, 512 and 1024"),
+    ] = None,
+) -> None:
+    """Measure the replay client beside `vllm bench serve` on one paced mock server: tokens/s, TPOT, lag.
+
+    Example: suite bench client --streams 512
+    """
+    from suite import bench_client
+
+    with progress().status("") as status:
+        table = bench_client.client(streams or (), status.update)
+    show(table)
+
+
+@app.command()
+def engine() -> None:
+    """Measure what the plugin costs in vLLM: beside vLLM's own scheduler, and for a decision of each policy.
+
+    Takes about three minutes.
+
+    Example: suite bench engine
+    """
+    from suite import bench_engine
+
+    with progress().status("starting vLLM") as status:
+        tables = bench_engine.engine(status.update)
+    show(*tables)

@@ -28,12 +28,12 @@ def progress() -> Console:
 
 def say(line: str) -> None:
     """Print a plain line of results, never wrapped."""
-    print(_plain(line))
+    print(plain(line))
 
 
 def complain(line: str) -> None:
     """Print one plain line on standard error, never wrapped."""
-    print(_plain(line), file=sys.stderr)
+    print(plain(line), file=sys.stderr)
 
 
 def show(*tables: Table) -> None:
@@ -43,5 +43,6 @@ def show(*tables: Table) -> None:
         console.print(table)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text with control characters spelled out, so that foreign names cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -31,13 +31,13 @@ class Metric(NamedTuple):
 
 GLOSSARY = (
     Metric(
-        ("clients", "requests", "finished", "rejected", "cancelled"),
+        ("clients", "requests", "finished", "rejected", "failed", "cancelled"),
         "clients of the trace; requests by what became of them",
         "whole run",
         "count",
         "requests.parquet",
-        "rejected requests never fit the KV pool, cancelled ones came after one that was not served; neither "
-        "counts in any rate or latency below",
+        "rejected requests never fit the KV pool, failed ones met an error or were cut short, cancelled ones "
+        "came after one that was not served; none of them counts in any rate or latency below",
     ),
     Metric(
         ("preemptions", "recomputed_tokens"),

@@ -75,7 +75,7 @@ def _curve(log: pd.DataFrame, kind: Kind, weights: Weights) -> Curve:
 
 
 def _steps(times: pd.Series[float], amounts: pd.Series[float]) -> tuple[Floats, Floats]:
-    some = amounts > 0
+    some = amounts != 0
     totals = np.zeros(int(some.sum()) + 1)
     np.cumsum(np.asarray(amounts[some]), out=totals[1:])
     return np.asarray(times[some], np.float64), totals

@@ -44,13 +44,14 @@ def clients(run: Run, weights: Weights = DEFAULT_WEIGHTS) -> pd.DataFrame:
     in which all clients are active (NaN if there is none); latencies are NaN for a client never served.
     """
     requests = run.requests.assign(
-        **{status: run.requests["status"] == status for status in ("finished", "rejected", "cancelled")}
+        **{status: run.requests["status"] == status for status in throughput.FATES}
     )
     table = requests.groupby("client").agg(
         weight=("weight", "first"),
         requests=("id", "size"),
         finished=("finished", "sum"),
         rejected=("rejected", "sum"),
+        failed=("failed", "sum"),
         cancelled=("cancelled", "sum"),
         preemptions=("preemptions", "sum"),
     )

@@ -6,6 +6,9 @@ import pandas as pd
 
 from suite.metrics.service import DEFAULT_WEIGHTS, Weights, cost
 
+FATES = ("finished", "rejected", "failed", "cancelled")
+"""What can become of a request: the statuses of `suite.results`."""
+
 
 def makespan(requests: pd.DataFrame) -> float:
     """Seconds from the first arrival to the last finish of the served requests; 0 if none was served."""
@@ -38,10 +41,7 @@ def counts(requests: pd.DataFrame) -> dict[str, int]:
     """Requests by what became of them, preemptions, and tokens computed again because of them."""
     return {
         "requests": len(requests),
-        **{
-            status: int((requests["status"] == status).sum())
-            for status in ("finished", "rejected", "cancelled")
-        },
+        **{status: int((requests["status"] == status).sum()) for status in FATES},
         "preemptions": int(requests["preemptions"].sum()),
         "recomputed_tokens": int(requests["recomputed_tokens"].sum()),
     }

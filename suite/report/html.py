@@ -77,7 +77,7 @@ def render(experiment: Experiment, frame: pd.DataFrame, drawings: list[Drawing])
         columns=tables.COLUMNS,
         caption=tables.CAPTION,
         rows=tables.rows(frame),
-        losses=tables.losses(frame),
+        warnings=tables.warnings(frame),
         reasons=tables.reasons(frame),
         figures=[_figure(drawing) for drawing in drawings],
         client_columns=list(_CLIENT_COLUMNS.values()),

@@ -24,14 +24,20 @@ SHORT = 0.05
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """One row per cell of the experiment folder: `cell`, `setting`, its labels, and its summary."""
+    """One row per cell of the folder: `cell`, `setting`, labels, `invalid` (why, or None), its summary."""
     return collected(load(folder))
 
 
 def collected(experiment: Experiment) -> pd.DataFrame:
     """`collect` for an experiment that is already loaded."""
     rows = [
-        {"cell": cell.folder.name, "setting": cell.setting, **cell.labels, **summarise(cell.run())}
+        {
+            "cell": cell.folder.name,
+            "setting": cell.setting,
+            **cell.labels,
+            "invalid": "; ".join(cell.manifest.invalid) or None,
+            **summarise(cell.run()),
+        }
         for cell in experiment.cells
     ]
     return pd.DataFrame(rows)
@@ -206,7 +212,18 @@ def _reasons(frame: pd.DataFrame) -> Iterator[str]:
                 yield f"{column.heading}, {row['setting']}, {row['scheduler']}: {row[reason]}"
 
 
-def losses(frame: pd.DataFrame) -> list[str]:
+def warnings(frame: pd.DataFrame) -> list[str]:
+    """What stands against the numbers: cells that are not valid, and requests that were not served."""
+    return [*_invalid(frame), *_losses(frame)]
+
+
+def _invalid(frame: pd.DataFrame) -> list[str]:
+    """A sentence per cell that must not be shown as a result."""
+    found = frame[frame["invalid"].notna()]
+    return [f"invalid: {cell}: {why}" for cell, why in zip(found["cell"], found["invalid"], strict=True)]
+
+
+def _losses(frame: pd.DataFrame) -> list[str]:
     """Whose requests were not all served, and why: a sentence per setting, scheduler and fate."""
     return [
         f"{setting}, {scheduler}: {group[fate].sum():,} of {group['requests'].sum():,} requests were {fate} "
@@ -221,6 +238,7 @@ def losses(frame: pd.DataFrame) -> list[str]:
 
 _FATES = {
     "rejected": "larger than the KV pool",
+    "failed": "an error, or cut short",
     "cancelled": "each came after one that was not served",
 }
 _SEEDS, _DEVIATIONS = "seeds", "±"
@@ -248,7 +266,7 @@ def rich_table(frame: pd.DataFrame, width: int | None = None) -> Table:
     Numbers stand whole: where `width` characters do not hold all columns, the less important ones are left
     out, and the caption says so. None shows everything.
     """
-    shown, lost = rows(frame), losses(frame)
+    shown, lost = rows(frame), warnings(frame)
     for leaving in range(len(_LEAVING) + 1):
         table = _table(shown, _LEAVING[:leaving], lost)
         if width is None or _width(table) <= width:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
-from suite.backends.simulator.cost import Cost, fitted, roofline
+from suite.backends.cost import Cost
+from suite.backends.simulator.cost import fitted, roofline
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.journal import Journal
 from suite.backends.simulator.live import Live, lives
@@ -43,6 +44,8 @@ class Simulator(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    exclusive: ClassVar[bool] = False
+
     kind: Literal["simulator"] = "simulator"
     engine: Literal["vllm", "sglang"] = "vllm"
     """Whose scheduling loop, cache and eviction."""
@@ -54,6 +57,8 @@ class Simulator(BaseModel):
     """Tokens computed in one step (vLLM), or in one prefill batch (SGLang's chunk size)."""
     kv_tokens: int | None = Field(default=None, ge=16)
     """Size of the KV pool in tokens; by default what fits on the GPU beside the weights."""
+    block_tokens: int = Field(default=16, ge=1)
+    """Tokens of a block of vLLM's prefix cache; SGLang's has one."""
     cost: Path | None = None
     """A file of fitted coefficients to use instead of the roofline of model and GPU."""
 
@@ -74,13 +79,15 @@ class Simulator(BaseModel):
                 f"token_budget ({self.token_budget}) must be at least max_running ({self.max_running}), "
                 f"so that every running request can decode in each step"
             )
-        if self.pool_tokens() < 16:
+        if self.kv_tokens is not None and self.kv_tokens < self.block_tokens:
+            raise ValueError(f"kv_tokens ({self.kv_tokens}) holds no block of {self.block_tokens} tokens")
+        if self.pool_tokens() < self.block_tokens:
             raise ValueError(f"model {self.model!r} leaves no memory for a KV cache on gpu {self.gpu!r}")
-        self._cost()
+        self.cost_model()
         return self
 
-    def run(self, trace: Trace, scheduler: SchedulerSpec, progress: Progress) -> Outcome:
-        """Serve the trace."""
+    def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
+        """Serve the trace. It leaves no logs."""
         requests = lives(trace)
         engine = self.engine_for(requests, scheduler.build())
         engine.run(progress)
@@ -88,8 +95,8 @@ class Simulator(BaseModel):
 
     def engine_for(self, requests: list[Live], policy: Scheduler) -> Engine:
         """A fresh engine with these settings."""
-        limits = Limits(self.max_running, self.token_budget)
-        return ENGINES[self.engine](requests, policy, self._cost(), limits, self.pool_tokens())
+        limits = Limits(self.max_running, self.token_budget, self.block_tokens)
+        return ENGINES[self.engine](requests, policy, self.cost_model(), limits, self.pool_tokens())
 
     def pool_tokens(self) -> int:
         """Tokens of KV cache that fit."""
@@ -99,7 +106,8 @@ class Simulator(BaseModel):
         room = gpu.memory * MEMORY_UTILISATION - ACTIVATIONS - model.weight_bytes
         return int(room // model.kv_bytes)
 
-    def _cost(self) -> Cost:
+    def cost_model(self) -> Cost:
+        """How long its steps take."""
         if self.cost is not None:
             return fitted(self.cost)
         return roofline(MODELS[self.model], GPUS[self.gpu])
@@ -116,7 +124,7 @@ def _requests(trace: Trace, requests: list[Live]) -> pd.DataFrame:
         (
             live.id, live.client, request.session, live.arrival, live.admitted, live.first_token, live.finish,
             live.prompt_tokens, live.generated, live.cached, live.recomputed, live.preemptions, live.weight,
-            live.status,
+            live.status, 0.0, None,
         )
         for request, live in zip(trace.requests, requests, strict=True)
     ]  # fmt: skip

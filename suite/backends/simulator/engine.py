@@ -16,8 +16,8 @@ from math import inf
 
 from baselines.scheduler import Request, Scheduler
 from baselines.waiting import WaitingQueue
+from suite.backends.cost import Cost
 from suite.backends.simulator.batch import Batch
-from suite.backends.simulator.cost import Cost
 from suite.backends.simulator.journal import Journal
 from suite.backends.simulator.live import Arrivals, Live
 from suite.backends.simulator.pool import Pool
@@ -30,10 +30,14 @@ class PolicyError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step may hold: running requests, and tokens computed in it (for SGLang, of prefill only)."""
+    """What a step may hold: running requests, and tokens computed in it (for SGLang, of prefill only).
+
+    `block` is the size of a block of vLLM's KV cache in tokens; SGLang's holds one.
+    """
 
     running: int
     tokens: int
+    block: int = 16
 
 
 class Prefill:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.cost import Cost
+from suite.backends.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits, Prefill
 from suite.backends.simulator.live import Live
 from suite.backends.simulator.pool import SGLangPool

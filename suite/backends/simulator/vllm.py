@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.cost import Cost
+from suite.backends.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits, Prefill
 from suite.backends.simulator.live import Live
 from suite.backends.simulator.pool import VLLMPool
-
-BLOCK = 16
 
 
 class VLLMEngine(Engine):
@@ -23,7 +21,7 @@ class VLLMEngine(Engine):
     def __init__(
         self, requests: list[Live], policy: Scheduler, cost: Cost, limits: Limits, kv_tokens: int
     ) -> None:
-        self.pool = VLLMPool(kv_tokens // BLOCK, BLOCK, self._moved)
+        self.pool = VLLMPool(kv_tokens // limits.block, limits.block, self._moved)
         super().__init__(requests, policy, cost, limits)
 
     def _fits(self, live: Live) -> bool:
@@ -83,10 +81,10 @@ class VLLMEngine(Engine):
         pool = self.pool
         node, at = self._match(live)
         cached = self._usable(at, live)
-        needed = pool.blocks(live.target) - cached // BLOCK + pool.idle_blocks(node, cached)
+        needed = pool.blocks(live.target) - cached // pool.block + pool.idle_blocks(node, cached)
         if needed > pool.available:
             return False
-        matched = at if at // BLOCK * BLOCK == cached else cached
+        matched = at if at // pool.block * pool.block == cached else cached
         self._start(live, pool.cut_at(node, matched), cached)
         self._allocate(live, min(live.target - cached, self._budget(work)), work)
         return True

@@ -1,0 +1,302 @@
+"""What all engines that run as servers share: starting them, asking them, keeping them between runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import psutil
+
+import baselines
+import suite
+from suite.backends.base import KEPT
+from suite.dialect import API_KEY
+from suite.errors import BadInput
+from suite.policies import SchedulerSpec
+from suite.processes import Server
+
+ENGINE_BYTES = 1_500_000_000
+"""Memory an engine takes besides weights and KV pool: the process with its libraries, or the GPU's context
+and activations. Measured 1.4 GB for vLLM 0.32 with the `tiny` model on the CPU."""
+
+_LOOK = 0.1
+"""Seconds between two looks at something that is waited for."""
+_FOREIGN = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", API_KEY)
+"""Variables that an engine's process does not get: they are about the suite's environment, or secret."""
+
+_OPENER = build_opener(ProxyHandler({}))  # loopback is never asked by way of a proxy
+
+
+@dataclass
+class Replica:
+    """One server. It writes its logs into `folder`, under a new number with each run."""
+
+    server: Server
+    url: str
+    folder: Path
+    run: int = 0
+
+    def __post_init__(self) -> None:
+        self.service_log = self.folder / f"service-{self.run}.jsonl"
+        """Where the service log of the run in force is."""
+
+    def begin_run(self) -> None:
+        """The engine has begun a run, and a new log."""
+        self.run += 1
+        self.service_log = self.folder / f"service-{self.run}.jsonl"
+
+    def keep(self, folder: Path) -> Path:
+        """Move the logs of the run in force into a folder and return where the service log is then.
+
+        The engine goes on writing into them.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in ("decisions", "service"):
+            (self.folder / f"{kind}-{self.run}.jsonl").replace(folder / f"{kind}.jsonl")
+        self.service_log = folder / "service.jsonl"
+        return self.service_log
+
+
+@dataclass
+class Replicas:
+    """The servers of one engine under one scheduler."""
+
+    all: list[Replica] = field(default_factory=list)
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def add(self, command: Sequence[str], variables: Mapping[str, str], folder: Path, url: str) -> None:
+        """Start one more."""
+        server = self._stack.enter_context(Server(command, variables, folder / "server.log"))
+        self.all.append(Replica(server, url, folder))
+
+    def stage(self) -> Path:
+        """`packages` for as long as the servers live."""
+        return self._stack.enter_context(packages())
+
+    def alive(self) -> str | None:
+        """None while all run, else how the first that does not has ended."""
+        return next((reason for one in self.all if (reason := one.server.alive())), None)
+
+    def stop(self) -> None:
+        """End all."""
+        self._stack.close()
+
+
+class Pool:
+    """Servers that are kept between runs, since an engine takes longer to start than many a run lasts.
+
+    They end with `KEPT`, or when the memory is wanted: first those that have not been used for longest.
+    """
+
+    def __init__(self) -> None:
+        self._idle: OrderedDict[str, Replicas] = OrderedDict()
+
+    @contextmanager
+    def lease(
+        self,
+        key: str,
+        start: Callable[[], Replicas],
+        renew: Callable[[Replicas], bool],
+        shortage: Callable[[], str | None],
+    ) -> Iterator[Replicas]:
+        """The servers kept under `key` if `renew` makes them as new, else what `start` starts.
+
+        `shortage` says what memory is lacking to start them; if that does not help, it is raised as
+        `BadInput`. After an error they are stopped, as nobody knows what state they are in.
+        """
+        replicas = self._renewed(key, renew)
+        if replicas is None:
+            self._make_room(shortage)
+            replicas = start()
+        try:
+            yield replicas
+        except BaseException:
+            replicas.stop()
+            raise
+        if not self._idle:
+            KEPT.callback(self.close)
+        self._idle[key] = replicas
+
+    def close(self) -> None:
+        """Stop all that are kept."""
+        while self._idle:
+            self._idle.popitem()[1].stop()
+
+    def _renewed(self, key: str, renew: Callable[[Replicas], bool]) -> Replicas | None:
+        replicas = self._idle.pop(key, None)
+        if replicas is None:
+            return None
+        try:
+            if renew(replicas):
+                return replicas
+        except BaseException:
+            replicas.stop()
+            raise
+        replicas.stop()
+        return None
+
+    def _make_room(self, shortage: Callable[[], str | None]) -> None:
+        while lacking := shortage():
+            if not self._idle:
+                raise BadInput(lacking)
+            self._idle.popitem(last=False)[1].stop()
+
+
+POOL = Pool()
+"""The servers that this process keeps."""
+
+
+@contextmanager
+def packages() -> Iterator[Path]:
+    """A folder for PYTHONPATH from which an engine can import `suite` and `baselines`, nothing else."""
+    with TemporaryDirectory(prefix="suite-") as name:
+        folder = Path(name)
+        for package in (suite, baselines):
+            (folder / package.__name__).symlink_to(next(iter(package.__path__)))
+        yield folder
+
+
+def wanted(scheduler: SchedulerSpec) -> dict[str, Any]:
+    """A scheduler as `suite.backends.host` is told of it: target, all parameters.
+
+    Raises `BadInput` if a parameter would not be the same at the other end.
+    """
+    place, _, name = scheduler.target.rpartition(":")
+    target = f"{Path(place).absolute()}:{name}" if place.endswith(".py") else scheduler.target
+    return {"target": target, "parameters": _arriving(scheduler)}
+
+
+def _arriving(scheduler: SchedulerSpec) -> dict[str, Any]:
+    given = scheduler.full_parameters
+    try:
+        arriving: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))
+    except ValueError:
+        arriving = {}
+    for key, value in given.items():
+        if arriving.get(key) != value:
+            raise BadInput(
+                f"scheduler {scheduler.name!r}: {key}={value!r} cannot be sent to an engine; use finite "
+                f"numbers, text, or lists and mappings of them"
+            )
+    return arriving
+
+
+def variables(own: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an engine's process: ours, without what is about our environment, and `own`."""
+    return {**{key: value for key, value in os.environ.items() if key not in _FOREIGN}, **own}
+
+
+def ask(url: str, body: Mapping[str, Any] | None = None, *, post: bool = False, timeout: float = 5.0) -> Any:
+    """GET a URL of a server, or POST to it, and return its answer: JSON, or text where it is none.
+
+    Raises `OSError` if it gives no answer or one that is no success.
+    """
+    data = json.dumps(body).encode() if body is not None else b"" if post else None
+    request = Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with _OPENER.open(request, timeout=timeout) as answer:
+            text = answer.read().decode(errors="replace")
+    except HTTPError as error:
+        with error:
+            said = " ".join(error.read(500).decode(errors="replace").split())
+        raise OSError(f"{url}: {error.code} {said}") from None
+    except HTTPException as error:
+        raise OSError(f"{url}: no HTTP, or cut: {error!r}") from None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def wait_until_up(replicas: Replicas, what: str, seconds: float, note: Callable[[str], None]) -> None:
+    """Return when all servers answer on /health. Raises `BadInput` if one ends before, or takes too long."""
+    begin = time.monotonic()
+    waiting = list(replicas.all)
+    while waiting:
+        passed = time.monotonic() - begin
+        if reason := replicas.alive():
+            raise BadInput(f"{what} did not start: {reason}")
+        if passed > seconds:
+            log = waiting[0].server.log
+            raise BadInput(f"{what} is not up after {seconds:g} s (log: {log}); raise start_timeout_s")
+        note(f"starting {what}: {passed:.0f} s")
+        waiting = [one for one in waiting if not _healthy(one.url)]
+        time.sleep(_LOOK if waiting else 0)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        ask(f"{url}/health", timeout=1)
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(true: Callable[[], bool], seconds: float) -> bool:
+    """Whether something comes true within so many seconds."""
+    until = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > until:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def first_line(path: Path) -> list[Any] | None:
+    """The first line of a log of JSON lists; None if it is not there yet, or not whole."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+        return list(json.loads(line)) if line.endswith(b"\n") else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+# -- memory ----------------------------------------------------------------------------------------------
+
+
+def cpu_shortage(needed: int, what: str) -> str | None:
+    """What main memory is lacking for so many bytes, if any."""
+    free = psutil.virtual_memory().available
+    return None if needed <= free else _shortage(what, needed, free, "of memory")
+
+
+def gpu_shortage(needed: Mapping[str, int], what: str) -> str | None:
+    """What GPU memory is lacking, if any; `needed` are bytes by GPU, named by index or UUID."""
+    for gpu, amount in needed.items():
+        free, _ = gpu_memory(gpu)
+        if amount > free:
+            return _shortage(what, amount, free, f"on GPU {gpu}")
+    return None
+
+
+def gpu_memory(gpu: str) -> tuple[int, int]:
+    """Free and total bytes of a GPU, named by index or UUID. Raises `BadInput` if it is not told."""
+    query = ["--query-gpu=memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", f"--id={gpu}", *query], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        free, total = (int(number) * 2**20 for number in told.split(","))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise BadInput(f"GPU {gpu}: nvidia-smi does not tell its memory: {error}") from None
+    return free, total
+
+
+def _shortage(what: str, needed: int, free: int, where: str) -> str:
+    return (
+        f"{what} needs {needed / 1e9:.1f} GB {where} and {free / 1e9:.1f} GB are free; "
+        f"make kv_tokens smaller, or free memory"
+    )

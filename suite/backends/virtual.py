@@ -1,0 +1,189 @@
+"""vLLM on a virtual clock: its real scheduler and KV cache manager, no model, the suite's cost model.
+
+The judge of the simulator: what the two do with one trace is compared by `suite.verify`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+
+from suite import environments
+from suite.backends import engine_log
+from suite.backends.base import KEPT, Outcome, Progress
+from suite.backends.servers import packages, variables, wanted
+from suite.backends.simulator import Simulator
+from suite.content import Content
+from suite.environments import Environment
+from suite.errors import BadInput
+from suite.policies import SchedulerSpec
+from suite.processes import last_words
+from suite.results import REQUEST_COLUMNS
+from suite.trace import REPLY, Trace
+
+VOCABULARY = 2**31 - 1
+"""No model reads the tokens, so two different ones never need to look alike."""
+
+
+SERVICE_LOG = "service-0.jsonl"
+
+
+class VirtualVLLM(Simulator):
+    """Settings as the simulator's, with vLLM's own scheduler in place of a simulated one."""
+
+    exclusive: ClassVar[bool] = False
+
+    kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
+    clock: Literal["virtual"] = "virtual"
+    engine: Literal["vllm"] = "vllm"
+    version: str | None = None
+    """Of vLLM; by default the newest that is installed."""
+
+    def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
+        """Serve the trace. Raises `BadInput` if vLLM is not installed, or stops."""
+        served = self.serve(trace, scheduler, logs)
+        log = engine_log.read(logs / SERVICE_LOG, 0.0)
+        return Outcome(_requests(trace, served, log.requests), log.service, self._word(served, log.policy))
+
+    def serve(self, trace: Trace, scheduler: SchedulerSpec, logs: Path) -> dict[str, Any]:
+        """What `suite.backends.vllm_virtual` answers; its logs go into the folder."""
+        scheduler.build()  # refused here if it is the engine's own
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / SERVICE_LOG).unlink(missing_ok=True)  # of a run that broke off
+        job = {
+            "requests": _told(trace),
+            "scheduler": wanted(scheduler),
+            "logs": str(logs.resolve()),
+            "lines": self.cost_model().lines,
+            "max_running": self.max_running,
+            "token_budget": self.token_budget,
+            "blocks": self.pool_tokens() // self.block_tokens,
+            "block_tokens": self.block_tokens,
+        }
+        try:
+            return _driver(self.version).ask(job, logs)
+        except BaseException:
+            _close(self.version)
+            raise
+
+    def _word(self, served: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "kv_tokens": self.pool_tokens() // self.block_tokens * self.block_tokens,
+            "block_tokens": self.block_tokens,
+            "steps": served["steps"],
+            "virtual_seconds": served["seconds"],
+            "seen": served["seen"],
+            "policy": policy,
+        }
+
+
+def _told(trace: Trace) -> list[dict[str, Any]]:
+    """The requests as the driver wants them, with their token ids."""
+    content = Content(trace.header.seed, VOCABULARY)
+    replies = {
+        request.id: content.segment(REPLY + request.id, request.output_tokens).tolist()
+        for request in trace.requests
+    }
+    return [
+        {
+            "id": request.id, "client": request.client, "weight": request.weight,
+            "priority": request.priority, "arrival": request.arrival, "think": request.think,
+            "after": request.after, "prompt": list(content.prompt(request, replies)),
+            "output": replies[request.id],
+        }
+        for request in trace.requests
+    ]  # fmt: skip
+
+
+def _requests(trace: Trace, served: dict[str, Any], log: pd.DataFrame) -> pd.DataFrame:
+    nan = float("nan")
+    known = {str(id): dict(row) for id, row in log.to_dict("index").items()}
+    rows = []
+    for request in trace.requests:
+        fact, seen = served["requests"][request.id], known.get(request.id, {})
+        rows.append(
+            {
+                "id": request.id, "client": request.client, "session": request.session,
+                **{name: fact.get(name, nan) for name in ("arrival", "first_token", "finish")},
+                "admitted": seen.get("admitted", nan), "prompt_tokens": request.prompt_tokens,
+                "output_tokens": seen.get("output", 0), "cached_tokens": seen.get("cached", 0),
+                "recomputed_tokens": seen.get("recomputed", 0), "preemptions": seen.get("preemptions", 0),
+                "weight": request.weight, "status": fact["status"], "send_lag": 0.0, "error": None,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS))
+
+
+# -- the process in vLLM's environment -------------------------------------------------------------------
+
+
+class Driver:
+    """`suite.backends.vllm_virtual`, kept for the next trace: importing vLLM takes seconds.
+
+    It ends when its input does, in the middle of a job too, and so with this process, however that ends.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._open = ExitStack()
+        self._errors = self._open.enter_context(TemporaryFile())  # noqa: SIM115  closed by the stack
+        places = {
+            "PYTHONPATH": str(self._open.enter_context(packages())),
+            "TMPDIR": self._open.enter_context(TemporaryDirectory(prefix="suite-")),
+        }
+        self._process = subprocess.Popen(
+            [str(environment.python), "-m", "suite.backends.vllm_virtual"],
+            env=variables({**environment.variables, **places}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+
+    def ask(self, job: dict[str, Any], logs: Path) -> dict[str, Any]:
+        """The result of one job. Raises `BadInput` with the reason if the driver died of it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+        if (answer := self._process.stdout.readline()).endswith(b"\n"):
+            return dict(json.loads(answer))
+        raise BadInput(f"vllm stopped: {self._reason(logs)}")
+
+    def _reason(self, logs: Path) -> str:
+        """What the policy raised, or the last words of the process, which go into a log."""
+        self._errors.seek(0)
+        log, service = logs / "engine.log", logs / SERVICE_LOG
+        log.write_bytes(self._errors.read())
+        failed = engine_log.read(service, 0.0).failed if service.exists() else None
+        return f"{failed or last_words(log)} (log: {log})"
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        with suppress(BrokenPipeError), self._process:
+            pass
+        self._open.close()
+
+
+_drivers: dict[str | None, Driver] = {}
+
+
+def _driver(version: str | None) -> Driver:
+    """The driver of a release of vLLM, started when first asked for."""
+    if version not in _drivers:
+        _drivers[version] = Driver(environments.find("vllm", "cpu", version))
+        KEPT.callback(_close, version)
+    return _drivers[version]
+
+
+def _close(version: str | None) -> None:
+    """End a driver, if there is one."""
+    if driver := _drivers.pop(version, None):
+        driver.close()

@@ -1,0 +1,106 @@
+"""`suite serve`: an engine under a scheduler, left up for clients of any kind."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from suite.commands.console import complain, plain, progress, say, show
+
+if TYPE_CHECKING:
+    from suite.backends.servers import Replicas
+    from suite.backends.vllm_server import Launch
+
+_LOOK = 0.5
+"""Seconds between two looks at whether the server lives."""
+
+
+def serve(
+    scheduler: Annotated[str, typer.Option("--scheduler", "-s", help="Scheduler to serve under.")],
+    model: Annotated[
+        str | None, typer.Option(help="tiny, mid, a folder or a name on the hub.", show_default="mid")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on loopback.", show_default="a free one")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the backend; repeatable."),
+    ] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for logs.", show_default="results/runs/serve-TIME")
+    ] = None,
+) -> None:
+    """Start vLLM under a scheduler and leave it up until Ctrl-C; then tell what each client got.
+
+    It speaks the OpenAI API. A client says who it is in the body of each request, beside `model` and
+    `prompt`: "vllm_xargs": {"client_id": "NAME"}.
+
+    [bold]Examples[/bold]
+
+    suite serve --scheduler dlpm --model tiny
+
+    suite serve -s my_idea.py:MyIdea --port 8100 --set max_running=8 --set kv_tokens=8192
+    """
+    from suite import policies
+    from suite.backends.vllm import VLLM
+    from suite.runner import RUNS
+    from suite.validation import assignments, validated
+
+    backend = validated(VLLM, {**({"model": model} if model else {}), **assignments(settings or ())})
+    folder = logs or RUNS / f"serve-{datetime.now():%Y%m%d-%H%M%S}"
+    spec = policies.parse(scheduler)
+    with ExitStack() as stack:
+        with progress().status("starting") as status:
+            launch, replicas = stack.enter_context(
+                backend.serving(spec, folder, lambda _, note="": status.update(Text(note)), port)
+            )
+        _tell(launch, replicas, folder)
+        died = _until_interrupted(replicas)
+    if not launch.stock:
+        show(_table(replicas))
+    if died:
+        complain(f"failed: {launch.name} {died}")
+        raise typer.Exit(1)
+
+
+def _tell(launch: Launch, replicas: Replicas, folder: Path) -> None:
+    for replica in replicas.all:
+        say(f"url:     {replica.url}/v1")
+    say(f"model:   {launch.model.name}")
+    if not launch.stock:
+        say('client:  put "vllm_xargs": {"client_id": "NAME"} into the body of each request')
+    say(f"logs:    {folder}")
+    say(f"{launch.name} is up; Ctrl-C ends it")
+    sys.stdout.flush()
+
+
+def _until_interrupted(replicas: Replicas) -> str | None:
+    """Why a server has ended before; None after Ctrl-C or SIGTERM."""
+    try:
+        while (reason := replicas.alive()) is None:
+            time.sleep(_LOOK)
+    except KeyboardInterrupt:
+        return None
+    return reason
+
+
+def _table(replicas: Replicas) -> Table:
+    """What each client got, by the service log."""
+    from suite.backends import engine_log
+
+    log = engine_log.together([engine_log.read(one.service_log, 0.0) for one in replicas.all])
+    table = Table("client", title="served", title_justify="left")
+    for heading in ("requests", "prompt tokens", "of them cached", "output tokens"):
+        table.add_column(heading, justify="right")
+    for client, row in engine_log.by_client(log).iterrows():
+        table.add_row(Text(plain(str(client))), *(f"{count:,}" for count in row))
+    return table

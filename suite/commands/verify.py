@@ -1,0 +1,67 @@
+"""`suite verify ...`: is the suite itself right?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from suite.commands.console import complain, progress, say, show
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def verify() -> None:
+    """Check the suite itself."""
+
+
+@app.command()
+def prediction(
+    real: Annotated[Path, typer.Argument(help="Folder of an experiment on a real engine.")],
+    predicted: Annotated[Path, typer.Argument(help="Folder of the same experiment in the simulator.")],
+) -> None:
+    """Compare what the simulator predicts with what a real engine did: hits, throughput, latency.
+
+    Cells are paired by workload, scheduler and seed. The simulator's cost model should have been fitted to
+    the machine before: see `suite calibrate`.
+
+    Example: suite verify prediction results/runs/vllm-cpu results/runs/vllm-cpu-predicted
+    """
+    from suite.report import prediction
+
+    show(prediction.table(prediction.errors(real, predicted)))
+
+
+@app.command()
+def simulator(
+    schedulers: Annotated[
+        list[str] | None, typer.Option("--scheduler", "-s", help="Scheduler to compare under; repeatable.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Random traces for each.")] = 20,
+) -> None:
+    """Run random traces through the simulator and through vLLM's own scheduler, and compare every decision.
+
+    vLLM's scheduler and KV cache manager run without a model on a virtual clock. Exit code 1 if anything
+    differs, or if the traces show too little.
+
+    Example: suite verify simulator --seeds 50
+    """
+    from rich.progress import Progress
+
+    from suite import verify
+
+    with Progress(console=progress()) as bar:
+        task = bar.add_task("comparing", total=1.0)
+        found = verify.simulator(
+            schedulers or verify.SCHEDULERS, range(seeds), lambda share: bar.update(task, completed=share)
+        )
+    show(verify.table(found))
+    wrong = [f"{one.scheduler}: {problem}" for one in found for problem in one.differences]
+    wrong += [f"{one.scheduler}: no trace shows: {', '.join(one.unseen)}" for one in found if one.unseen]
+    for line in wrong:
+        complain(line)
+    if wrong:
+        raise typer.Exit(1)
+    say("the simulator does what vLLM does")

@@ -1,0 +1,131 @@
+"""How a request is put to a server: whom to ask, in which dialect of the OpenAI API, and what it answers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from suite.content import Content, Tokens
+from suite.errors import BadInput
+from suite.stream import complaint
+from suite.trace import Request
+
+Dialect: TypeAlias = Literal["vllm", "openai"]
+Route: TypeAlias = Literal["completions", "chat"]
+Prompts: TypeAlias = Literal["tokens", "text"]
+
+API_KEY = "SUITE_API_KEY"
+"""The environment variable that holds the key, if the server wants one. It is never stored nor logged."""
+
+_NEVER_FITS = re.compile(
+    r"context.length|model.length|longer than|too (long|large)|min_tokens must be", re.IGNORECASE
+)
+"""What servers say. vLLM cuts `max_tokens` to what is left beside the prompt and then misses `min_tokens`."""
+_LONGEST_MESSAGE = 500
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server. `url` is its root, with or without /v1; `model` the name it serves.
+
+    Dialect `vllm` asks for exactly the trace's output tokens and says which client sends; `openai` keeps to
+    standard fields, so a reply may be shorter. Prompts go out as token ids or as text; a chat is text.
+    """
+
+    url: str
+    model: str
+    dialect: Dialect
+    route: Route
+    prompts: Prompts
+
+    @property
+    def root(self) -> str:
+        """The URL up to and with /v1."""
+        return self.url.rstrip("/").removesuffix("/v1") + "/v1"
+
+    @property
+    def endpoint(self) -> str:
+        """Where requests are posted to."""
+        return f"{self.root}/chat/completions" if self.route == "chat" else f"{self.root}/completions"
+
+
+@dataclass(frozen=True)
+class Replies:
+    """Replies so far that later prompts need, by request id."""
+
+    tokens: dict[str, Tokens] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def body(request: Request, target: Target, content: Content, replies: Replies, *, wanted: bool) -> bytes:
+    """The JSON to post. `wanted` is true if the reply goes into a later prompt."""
+    fields: dict[str, Any] = {
+        "model": target.model,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": 0,
+        "max_tokens": request.output_tokens,
+        **_prompt(request, target, content, replies),
+        **(_vllm(request) if target.dialect == "vllm" else {"user": request.client}),
+    }
+    if wanted and target.prompts == "tokens":
+        fields["return_token_ids"] = True
+    return orjson.dumps(fields)
+
+
+def _prompt(request: Request, target: Target, content: Content, replies: Replies) -> Mapping[str, Any]:
+    if target.route == "chat":
+        return {"messages": content.messages(request, replies.texts)}
+    if target.prompts == "text":
+        return {"prompt": content.prompt_text(request, replies.texts)}
+    return {"prompt": content.prompt(request, replies.tokens)}
+
+
+def _vllm(request: Request) -> dict[str, Any]:
+    return {
+        "min_tokens": request.output_tokens,
+        "ignore_eos": True,
+        "vllm_xargs": {
+            "client_id": request.client,
+            "request_id": request.id,
+            "weight": request.weight,
+            "priority": request.priority,
+        },
+    }
+
+
+def headers() -> dict[str, str]:
+    """The headers of every request; the key is taken from the environment.
+
+    Raises `BadInput` if that cannot be one.
+    """
+    key = os.environ.get(API_KEY, "").strip()
+    if not key.isprintable():
+        raise BadInput(f"{API_KEY}: holds a control character, which no key does; set it again")
+    plain = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    return {**plain, "Authorization": f"Bearer {key}"} if key else plain
+
+
+def message(answer: bytes) -> str:
+    """What an error's body says, short."""
+    try:
+        said = complaint(orjson.loads(answer))
+    except orjson.JSONDecodeError:
+        said = complaint(answer.decode(errors="replace"))
+    return shown(said)
+
+
+def shown(said: str) -> str:
+    """A server's words as they may be stored: short, and without the key, should it be in them."""
+    key = os.environ.get(API_KEY, "").strip()
+    return (said.replace(key, "***") if key else said)[:_LONGEST_MESSAGE]
+
+
+def never_fits(status: int, said: str) -> bool:
+    """True if a server refused a request for its length."""
+    return status in (400, 413) and _NEVER_FITS.search(said) is not None

@@ -1,0 +1,228 @@
+"""Is the simulator right? The same random traces through it and through an engine's own code.
+
+The engine's scheduler and cache run without a model on a virtual clock (`suite.backends.virtual`), under the
+same policies and the same cost model. What is compared: every arrival, admission, resumption, preemption and
+finish in order, with the cached tokens; the number of steps; recomputed tokens; and all times.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from baselines.decisions import Entry, Recorder
+from suite.backends.base import KEPT
+from suite.backends.simulator import Simulator
+from suite.backends.simulator.live import lives
+from suite.backends.virtual import VirtualVLLM
+from suite.policies import SchedulerSpec, parse
+from suite.trace import REPLY, Header, Request, Segment, Trace, checked
+
+SCHEDULERS = ("fcfs", "lpm", "vtc", "vtc:charge=extend", "dlpm:quantum=60")
+"""What is compared by default: the quantum is small, so that deficits run out in these short traces."""
+
+HAPPENINGS = ("preempted", "evicted match", "chunked", "shared in step")
+"""What must occur among the cases of a scheduler, or they compare too little: a preemption, the eviction of a
+block that a waiting request matched, a prefill in chunks, two requests of one prefix admitted in one step."""
+
+BLOCK = 16
+_COMPARED = ("arrived", "admitted", "resumed", "preempted", "finished")
+_NUMBERS = {
+    "arrival": "arrival",
+    "admitted": "admitted",
+    "first_token": "first_token",
+    "finish": "finish",
+    "recomputed_tokens": "recomputed",
+}
+"""What is compared of each request: the column of its frame, and the simulator's name for it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trace and an engine small enough that requests get into each other's way.
+
+    `clip` is for SGLang: the most output tokens it reserves for a request.
+    """
+
+    trace: Trace
+    running: int
+    tokens: int
+    kv_tokens: int
+    clip: int
+
+
+def random_case(seed: int) -> Case:
+    """Small pools and budgets, with room for the decode of all that run."""
+    rng = random.Random(seed)
+    return Case(
+        trace=_random_trace(rng, seed),
+        running=rng.randint(2, 6),
+        tokens=rng.choice([16, 24, 33, 64, 200]),
+        kv_tokens=rng.choice([208, 256, 320, 400, 600]),
+        clip=rng.choice([1, 4, 8, 30, 4096]),
+    )
+
+
+def _random_trace(rng: random.Random, seed: int) -> Trace:
+    requests: list[Request] = []
+    for i in range(rng.randint(10, 30)):
+        requests.append(_random_request(rng, str(i), requests))
+    return checked(Trace(Header("random", seed, "suite verify"), tuple(requests)))
+
+
+def _random_request(rng: random.Random, id: str, earlier: list[Request]) -> Request:
+    """A prompt of its own, one seen before, or a turn after an earlier reply; arrivals come in bursts."""
+    prompt, after = _random_prompt(rng, id), tuple[str, ...]()
+    kind = rng.random() if earlier else 1.0
+    if kind < 0.4:
+        parent = rng.choice(earlier)
+        prompt, after = parent.prompt, parent.after
+        if kind < 0.25:
+            after = (parent.id,)
+            prompt = (*parent.prompt, Segment(REPLY + parent.id, parent.output_tokens))
+    return Request(
+        id,
+        client=rng.choice("abc"),
+        arrival=rng.randint(0, 9) / 8,
+        prompt=_never_wholly_cached(id, prompt),
+        output_tokens=rng.choice([1, 2, 7, 16, 33, 80]),
+        after=after,
+        think=rng.choice([0.0, rng.uniform(0.03, 0.08)]),
+    )
+
+
+def _random_prompt(rng: random.Random, id: str) -> tuple[Segment, ...]:
+    document = Segment(f"document {rng.randint(0, 6)}", rng.choice([7, 15, 16, 17, 32, 33, 48, 64, 70]))
+    question = rng.choice([f"question {rng.randint(0, 9)}", f"question of {id}"])
+    return (document, Segment(question, rng.choice([1, 5, 16, 20, 32, 40])))[: rng.choice([1, 2, 2])]
+
+
+def _never_wholly_cached(id: str, prompt: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """A prompt of whole blocks gets a last token of its own: vLLM would keep a second copy of its last block.
+
+    That is the one intended difference; see the README.
+    """
+    if sum(segment.tokens for segment in prompt) % BLOCK:
+        return prompt
+    return (*prompt, Segment(f"end of {id}", 1))
+
+
+# -- comparing -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """What became of the cases under one scheduler: how many, what occurred in them, where they differ."""
+
+    scheduler: str
+    cases: int = 0
+    seen: Counter[str] = field(default_factory=Counter)
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def unseen(self) -> list[str]:
+        """What should have occurred and did not."""
+        return [happening for happening in HAPPENINGS if not self.seen[happening]]
+
+
+def simulator(
+    schedulers: Sequence[str], seeds: Sequence[int], progress: Callable[[float], object]
+) -> list[Comparison]:
+    """Compare the simulator's vLLM with vLLM's own scheduler. Raises `BadInput` if that is not installed."""
+    found = []
+    with KEPT:
+        for i, name in enumerate(schedulers):
+            spec = parse(name)
+            comparison = Comparison(spec.label)
+            for j, seed in enumerate(seeds):
+                _compare(spec, seed, comparison)
+                progress((i * len(seeds) + j + 1) / (len(schedulers) * len(seeds)))
+            found.append(comparison)
+    return found
+
+
+def _compare(spec: SchedulerSpec, seed: int, comparison: Comparison) -> None:
+    case = random_case(seed)
+    limits = {"max_running": case.running, "token_budget": case.tokens, "kv_tokens": case.kv_tokens}
+    settings: dict[str, Any] = {"model": "llama-3.2-3b", "gpu": "h100", **limits}
+    expected, seen = _real(VirtualVLLM(**settings), case.trace, spec)
+    difference = expected.difference(_simulated(Simulator(**settings), case.trace, spec))
+    comparison.cases += 1
+    comparison.seen += seen
+    if difference is not None:
+        comparison.differences.append(f"seed {seed}: {difference}")
+
+
+@dataclass(frozen=True)
+class _Course:
+    """How a run went: events in order, `_NUMBERS` by request, steps."""
+
+    events: list[Entry]
+    numbers: pd.DataFrame
+    steps: int
+
+    def difference(self, simulated: _Course) -> str | None:
+        """The first thing that the simulator does otherwise."""
+        for i, (real, ours) in enumerate(zip(self.events, simulated.events, strict=False)):
+            if real != ours:
+                return f"event {i}: the engine has {real}, the simulator {ours}"
+        if len(self.events) != len(simulated.events):
+            return f"the engine has {len(self.events)} events, the simulator {len(simulated.events)}"
+        if self.steps != simulated.steps:
+            return f"the engine takes {self.steps} steps, the simulator {simulated.steps}"
+        for name in _NUMBERS:
+            pairs = np.column_stack([self.numbers[name], simulated.numbers[name]])
+            for i, (real, ours) in enumerate(pairs):
+                if not np.isclose(real, ours, rtol=1e-9, atol=0, equal_nan=True):
+                    return f"{name} of request {i}: the engine has {real:g}, the simulator {ours:g}"
+        return None
+
+
+def _real(backend: VirtualVLLM, trace: Trace, spec: SchedulerSpec) -> tuple[_Course, Counter[str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        outcome = backend.run(trace, spec, logs, _quiet)
+        log = [json.loads(line) for line in (logs / "decisions-0.jsonl").read_text().splitlines()]
+    course = _Course(_events(log), outcome.requests[list(_NUMBERS)], outcome.engine["steps"])
+    return course, Counter(outcome.engine["seen"])
+
+
+def _simulated(backend: Simulator, trace: Trace, spec: SchedulerSpec) -> _Course:
+    log: list[Entry] = []
+    engine = backend.engine_for(lives(trace), Recorder(spec.build(), log.append))
+    engine.run(_quiet)
+    numbers = [[getattr(live, name) for name in _NUMBERS.values()] for live in engine.requests]
+    return _Course(_events(log), pd.DataFrame(numbers, columns=list(_NUMBERS)), engine.steps)
+
+
+def _quiet(share: float, note: str = "") -> None:
+    """Progress that nobody watches."""
+
+
+def _events(log: list[Entry]) -> list[Entry]:
+    """What happened; what was offered and generated in between is the host's own rhythm."""
+    return [entry for entry in log if entry[0] in _COMPARED]
+
+
+# -- showing ---------------------------------------------------------------------------------------------
+
+
+def table(comparisons: Sequence[Comparison]) -> Table:
+    """One row per scheduler: cases, how many are identical, what occurred in them."""
+    shown = Table("scheduler", "cases", "identical", *HAPPENINGS, title_justify="left")
+    for found in comparisons:
+        identical = found.cases - len(found.differences)
+        counts = (f"{found.seen[happening]:,}" for happening in HAPPENINGS)
+        shown.add_row(Text(found.scheduler), str(found.cases), str(identical), *counts)
+    return shown
