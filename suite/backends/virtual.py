@@ -6,6 +6,7 @@ The judge of the simulator: what the two do with one trace is compared by `suite
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -136,23 +137,26 @@ class Driver:
             "PYTHONPATH": str(self._open.enter_context(packages())),
             "TMPDIR": self._open.enter_context(TemporaryDirectory(prefix="suite-")),
         }
-        self._process = subprocess.Popen(
-            [str(environment.python), "-m", "suite.backends.vllm_virtual"],
-            env=variables({**environment.variables, **places}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,
-        )
+        reading, writing = os.pipe()
+        self._answers = self._open.enter_context(os.fdopen(reading, "rb"))
+        with os.fdopen(writing, "wb"):  # theirs alone once they run
+            self._process = subprocess.Popen(
+                [str(environment.python), "-m", "suite.backends.vllm_virtual", str(writing)],
+                env=variables({**environment.variables, **places}),
+                stdin=subprocess.PIPE,
+                stdout=self._errors,
+                stderr=subprocess.STDOUT,
+                pass_fds=[writing],
+                start_new_session=True,
+            )
 
     def ask(self, job: dict[str, Any], logs: Path) -> dict[str, Any]:
         """The result of one job. Raises `BadInput` with the reason if the driver died of it."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
-        if (answer := self._process.stdout.readline()).endswith(b"\n"):
+        if (answer := self._answers.readline()).endswith(b"\n"):
             return dict(json.loads(answer))
         raise BadInput(f"vllm stopped: {self._reason(logs)}")
 

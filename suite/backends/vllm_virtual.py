@@ -1,8 +1,8 @@
 """The real vLLM scheduler and KV cache manager without a model, on a virtual clock.
 
 Runs in vLLM's environment: standard library, vllm, baselines and the files beside it that say the same of
-themselves. Reads one job a line from standard input and writes one result a line to standard output, both
-JSON; it ends when its input does, whatever it is doing. A job:
+themselves. Reads one job a line from standard input and writes one result a line to the file descriptor that
+its argument names, both JSON; it ends when its input does, whatever it is doing. A job:
 
     {"requests": [{"id", "client", "weight", "priority", "arrival", "think", "after": [ids],
                    "prompt": [token ids], "output": [token ids]}, ...],      in the order of the trace
@@ -64,11 +64,12 @@ MODEL = {
 
 
 def main() -> None:
-    """Work off the jobs. What vLLM prints goes to standard error."""
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Work off the jobs."""
     init_none_hash(sha256)
-    with tempfile.TemporaryDirectory() as model:
+    with (
+        os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results,
+        tempfile.TemporaryDirectory() as model,
+    ):
         (Path(model) / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
         for line in _jobs():
             result = Run(json.loads(line), model).result()
