@@ -5,9 +5,9 @@ marker `engine.json` is in it, which is written last:
 
     {"engine": "vllm", "version": "0.32.0", "device": "cpu", "torch": "2.13.0+cpu"}
 
-An environment made by hand counts as well, such as a venv on a GPU machine whose `.pth` file names the folders
-of the packages that are there and of unpacked wheels: `adopt` it, or put its folder with such a marker below
-`root()`.
+An environment made by hand counts as well, such as a venv on a GPU machine whose `.pth` file names the
+folders of the packages that are there and of unpacked wheels: `adopt` it, or put its folder with such a
+marker below `root()`.
 """
 
 from __future__ import annotations
