@@ -54,8 +54,6 @@ LONGEST_NAME = 512
 WEIGHTS = (1e-6, 1e6)
 PRIORITIES = (-(2**31), 2**31)
 
-LOG_PAUSE = 0.05
-"""Seconds between two batches of log lines: a thread that woke for each line would hold up the engine's."""
 TIMING_STEPS = 100
 """Engine steps that one "timing" line covers."""
 
@@ -358,7 +356,6 @@ class LogFile:
                     file.write(json.dumps(line, separators=(",", ":")) + "\n")
                     if self._lines.empty():
                         file.flush()
-                        time.sleep(LOG_PAUSE)
         except OSError as error:
             print(f"suite: {file.name}: cannot be written: {error}", file=sys.stderr, flush=True)
             while self._lines.get() is not None:
