@@ -1,6 +1,6 @@
 """The suite's schedulers inside vLLM: `--scheduler-cls suite.backends.vllm_plugin.FairScheduler`.
 
-Runs in vLLM's environment, unmodified on 0.25 to 0.33: standard library, vllm, `baselines` and the files
+Runs in vLLM's environment, unmodified on 0.25 and 0.32: standard library, vllm, `baselines` and the files
 beside it that say the same of themselves. With it goes
 
     --additional-config '{"suite": {"scheduler": {"target": "baselines.dlpm:DLPM", "parameters": {}},

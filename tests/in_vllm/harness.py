@@ -24,19 +24,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from suite.backends.vllm_virtual import MODEL
+
 BLOCK = 16
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 512,
-    "max_position_embeddings": 4096,
-}
 POLICIES = {
     "fcfs": {"target": "baselines.fcfs:FCFS", "parameters": {}},
     "lpm": {"target": "baselines.lpm:LPM", "parameters": {}},
