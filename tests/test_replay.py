@@ -332,11 +332,16 @@ def test_a_reply_that_does_not_end_in_time_fails():
     assert (a.status, a.error, a.output_tokens) == ("failed", "no end of the reply after 0.4 s", 3)
 
 
+def dead_after_answering(server: MockServer) -> str | None:
+    """Dead two seconds after the second request has come in: the client has long read what it was sent."""
+    dead = len(server.asked) == 2 and time.monotonic() > server.asked[1].time + 2
+    return "exit code 9; see server.log" if dead else None
+
+
 def test_when_the_server_is_dead_the_rest_fails_for_that_reason_and_what_was_measured_is_kept():
     requests = [request("a"), request("hangs"), request("later", 3600.0), request("b", after=("hangs",))]
     with MockServer({"hangs": Reply(end="hang")}) as server:
-        alive = lambda: "exit code 9; see server.log" if len(server.asked) == 2 else None  # noqa: E731
-        result = replayed(trace_of(*requests), server, alive=alive)
+        result = replayed(trace_of(*requests), server, alive=lambda: dead_after_answering(server))
     found = rows(result)
     assert (found["a"].status, found["a"].output_tokens) == ("finished", 3)
     assert [found[id].status for id in ("hangs", "later", "b")] == ["failed"] * 3
