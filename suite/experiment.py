@@ -3,7 +3,7 @@
     name: quickstart
     workloads: [chat, my.yaml, {spec: chat, load: 2}]   # names, paths, ready traces, or specs in place
     schedulers: [fcfs, "dlpm:quantum=2000", my.py:Mine] # as in `suite.policies.parse`
-    backend: {kind: simulator, gpu: a10g}
+    backend: {kind: simulator, gpu: a10g}               # or a list: each of them, named by its kind or `name`
     seeds: [0, 1]                                       # or how many
     sweep: {workload.load: [1, 2], dlpm.quantum: [1000, 2000], backend.max_running: [64, 256]}
 
@@ -214,13 +214,19 @@ class _File(BaseModel):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]
     workloads: _Entries
     schedulers: _Entries
-    backend: dict[str, Any] = Field(default_factory=lambda: {"kind": "simulator"})
+    backend: Annotated[list[dict[str, Any]], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        default_factory=lambda: [{"kind": "simulator"}]
+    )
     seeds: Annotated[list[_Seed], BeforeValidator(_count_or_list), Field(min_length=1)] = [0]
     sweep: dict[str, _Axis] = Field(default_factory=dict)
 
     def experiment(self) -> Experiment:
         """All cells, each checked as far as can be without generating a trace."""
-        schedulers, workloads, backends = list(self._schedulers()), list(self._workloads()), self._backends()
+        schedulers, workloads, backends = (
+            list(self._schedulers()),
+            list(self._workloads()),
+            list(self._backends()),
+        )
         self._check_axes([variant.part.name for variant in schedulers])
         cells = (
             _cell(workload, backend, seed, scheduler)
@@ -240,10 +246,14 @@ class _File(BaseModel):
                 yield _Variant((_workload_label(found.name, fixed), source, overrides), axes, seeds)
 
     def _backends(self) -> Iterator[_Variant]:
-        for axes in self._points("backend"):
-            settings = _overridden(self.backend, _stripped(axes, "backend"))
-            with at("backend"):
-                yield _Variant(_backend_model(settings).model_dump(mode="json"), axes)
+        for i, given in enumerate(self.backend):
+            own = {key: value for key, value in given.items() if key != "name"}
+            place = "backend" if len(self.backend) == 1 else f"backend[{i}]"
+            label = {"backend": str(given.get("name", given.get("kind")))} if len(self.backend) > 1 else {}
+            for axes in self._points("backend"):
+                settings = _overridden(own, _stripped(axes, "backend"))
+                with at(place):
+                    yield _Variant(_backend_model(settings).model_dump(mode="json"), {**label, **axes})
 
     def _schedulers(self) -> Iterator[_Variant]:
         for i, entry in enumerate(self.schedulers):

@@ -180,6 +180,20 @@ def test_the_digest_hangs_on_everything_that_decides_the_outcome(tmp_path: Path)
     assert digest(schedulers=["dlpm:quantum=2000"]) == digest(schedulers=["dlpm"]), "a default, given"
 
 
+def test_several_backends_in_one_experiment(tmp_path: Path):
+    backends = [{"kind": "simulator"}, {"kind": "simulator", "name": "small", "max_running": 8}]
+    cells = load(write(tmp_path, backend=backends, sweep={"backend.token_budget": [512, 1024]})).cells
+    assert {(cell.labels["backend"], cell.labels["backend.token_budget"]) for cell in cells} == {
+        ("simulator", 512), ("simulator", 1024), ("small", 512), ("small", 1024)
+    }  # fmt: skip
+    assert {cell.settings["max_running"] for cell in cells if cell.labels["backend"] == "small"} == {8}
+    assert len({cell.slug for cell in cells}) == len(cells)
+    with pytest.raises(BadInput, match=r"under scheduler '.*' stands twice; drop one, or give it another"):
+        load(write(tmp_path, backend=[{"kind": "simulator"}] * 2))
+    with pytest.raises(BadInput, match=r"backend\[1\]: gqu: unknown key"):
+        load(write(tmp_path, backend=[{"kind": "simulator"}, {"kind": "simulator", "gqu": 1}]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
