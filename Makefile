@@ -18,8 +18,9 @@ test: $(READY)  ## lint, types and all tests
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -n 2
 
-engines: $(READY)  ## install real vLLM for the CPU; without it the tests that need it are skipped
+engines: $(READY)  ## install real vLLM and SGLang for the CPU; tests that need one that is not there are skipped
 	@$(BIN)/suite engines install vllm --device cpu
+	@$(BIN)/suite engines install sglang --device cpu
 
 clean:  ## remove the environments and the caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

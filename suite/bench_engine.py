@@ -1,7 +1,7 @@
-"""What the suite's scheduler costs inside vLLM: beside vLLM's own in the real engine, and over long queues.
+"""What the suite's scheduler costs inside an engine: beside the engine's own, and over long queues.
 
-`suite.backends.vllm_bench` measures, in vLLM's environment; here its results become tables. Absolute times
-hold for the machine and for what else it did; what is compared ran interleaved.
+`suite.backends.vllm_bench` and `sglang_bench` measure, in their engine's environment; here their results
+become tables. Absolute times hold for the machine and for what else it did; what is compared ran interleaved.
 """
 
 from __future__ import annotations
@@ -38,6 +38,31 @@ _LOOK = 0.2
 
 
 @dataclass(frozen=True)
+class Words:
+    """An engine in the tables' words."""
+
+    name: str
+    policy: str
+    """What both arms ran."""
+    same: str
+    """Why they decided alike, if that needs saying."""
+    stock: str
+    """What decides if the plugin does not."""
+
+
+ENGINES = {
+    "vllm": Words("vLLM", "FCFS", "", "vLLM's own FCFS"),
+    "sglang": Words(
+        "SGLang",
+        "LPM",
+        " All documents were cached from the beginning: SGLang's LPM else puts off requests that share one.",
+        "SGLang's own LPM, which matches and sorts all that wait whenever it tries any, up to 128; beyond "
+        "that it falls back to FCFS",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Job:
     """What is measured: `blocks` of four runs (stock, plugin, plugin, stock) of the real engine, each of
     `requests`; then, for each number of requests `waiting`, so many `steps` of every scheduler.
@@ -56,7 +81,7 @@ class Job:
         return WARM_UP + 4 * self.blocks + len(self.waiting) * (1 + len(self.schedulers))
 
     def told(self) -> dict[str, Any]:
-        """The job as `suite.backends.vllm_bench` reads it."""
+        """The job as `suite.backends.bench_driver` reads it."""
         model = models.model(self.model)
         return {
             **asdict(self),
@@ -67,31 +92,42 @@ class Job:
         }
 
 
-def engine(say: Say) -> list[Table]:
-    """Measure everything, which takes about three minutes; `say` is told how far it is.
+def engines(names: Sequence[str], say: Say) -> list[Table]:
+    """Measure these engines, by default those installed for the CPU; `say` is told how far it is.
 
-    Raises `BadInput` if no vLLM is installed, or if it stops.
+    Raises `BadInput` if an engine is not installed, or if it stops.
     """
-    vllm = environments.find("vllm", "cpu")
-    job = Job()
-    runs, queues = measure(vllm, job, say)
-    return [overhead(runs, f"vLLM {vllm.version}, model {job.model}"), decisions(queues)]
+    there = [environments.find(name, "cpu") for name in names or _installed()]
+    job, tables = Job(), []
+    for environment in there:
+        words = ENGINES[environment.engine]
+        runs, queues = measure(environment, job, say)
+        what = f"{words.name} {environment.version}, model {job.model}"
+        tables += [overhead(runs, what, words), decisions(queues, words)]
+    return tables
 
 
-def measure(vllm: Environment, job: Job, say: Say) -> tuple[list[Found], list[Found]]:
-    """Run a job; the "run" and the "queue" results of `suite.backends.vllm_bench`."""
+def _installed() -> list[str]:
+    """The engines that can be measured here; all, if there is none, so that the first is asked for."""
+    there = {environment.engine for environment in environments.installed() if environment.device == "cpu"}
+    return [name for name in ENGINES if name in there] or list(ENGINES)
+
+
+def measure(environment: Environment, job: Job, say: Say) -> tuple[list[Found], list[Found]]:
+    """Run a job; its "run" and its "queue" results, see `suite.backends.bench_driver`."""
+    engine = environment.engine
     with TemporaryDirectory() as name, packages() as path:
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(job.told()), encoding="utf-8")
-        command = [str(vllm.python), "-m", "suite.backends.vllm_bench", name]
+        command = [str(environment.python), "-m", f"suite.backends.{engine}_bench", name]
         own = {"PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-        with Server(command, variables({**vllm.variables, **own}), folder / "engine.log") as process:
+        with Server(command, variables({**environment.variables, **own}), folder / "engine.log") as process:
             while process.alive() is None:
-                say(f"measured {len(_lines(folder))} of {job.parts}")
+                say(f"{ENGINES[engine].name}: measured {len(_lines(folder))} of {job.parts}")
                 time.sleep(_LOOK)
         lines = [json.loads(line) for line in _lines(folder)]
         if len(lines) < job.parts:
-            raise BadInput(f"vllm stopped: {last_words(process.log) or 'it did not say why'}")
+            raise BadInput(f"{engine} stopped: {last_words(process.log) or 'it did not say why'}")
     return [found for kind, found in lines if kind == "run"], [
         found for kind, found in lines if kind == "queue"
     ]
@@ -107,11 +143,11 @@ def _right(*names: str) -> Iterator[Column]:
     return (Column(name, justify="right") for name in names)
 
 
-# -- beside vLLM's own scheduler -----------------------------------------------------------------------------
+# -- beside the engine's own scheduler -----------------------------------------------------------------------
 
 
-def overhead(runs: Sequence[Found], what: str) -> Table:
-    """The plugin under FCFS beside vLLM's own scheduler, by blocks of four runs.
+def overhead(runs: Sequence[Found], what: str, words: Words) -> Table:
+    """The plugin beside the engine's own scheduler under one policy, by blocks of four runs.
 
     Raises `RuntimeError` if the two did not schedule the same tokens of the same requests in every step.
     """
@@ -123,11 +159,11 @@ def overhead(runs: Sequence[Found], what: str) -> Table:
     rate = runs[0]["output_tokens"] / seconds
     more = cpu[1] - cpu[0]
     table = Table(
-        "", *_right("vLLM's own", "plugin", "plugin beside it", "least and most of the blocks"),
+        "", *_right(f"{words.name}'s own", "plugin", "plugin beside it", "least and most of the blocks"),
         title=f"Overhead of the plugin, {what}, {blocks} blocks of runs A B B A with {steps} steps each",
         caption=f"Medians of the blocks; between the least and the most lies the true median with "
-        f"{1 - 2 ** (1 - blocks):.0%}. Both arms ran FCFS in one engine and scheduled the same tokens of the "
-        f"same requests in every step; the plugin wrote its logs.",
+        f"{1 - 2 ** (1 - blocks):.0%}. Both arms ran {words.policy} in one engine and scheduled the same "
+        f"tokens of the same requests in every step; the plugin wrote its logs.{words.same}",
     )  # fmt: skip
     table.add_row("scheduler's CPU time, us a step", *_medians(cpu, 0), *_median_and_range(more, "{:+.0f}"))
     table.add_row("that as a share of the step", "", "", *_median_and_range(more / 1e3 / step[0], "{:+.2%}"))
@@ -164,17 +200,18 @@ def _median_and_range(blocks: Floats, form: str) -> tuple[str, str]:
 # -- over long queues ----------------------------------------------------------------------------------------
 
 
-def decisions(queues: Sequence[Found]) -> Table:
+def decisions(queues: Sequence[Found], words: Words) -> Table:
     """What a decision costs under each scheduler with each number waiting."""
+    steps = len(queues[0]["scheduling"])
     table = Table(
         Column("waiting", justify="right"), "scheduler",
         *_right("offers", "us a decision", "median", "P99", "max", "CPU us a step", "held up"),
-        title=f"Decisions in vLLM's scheduler, {len(queues[0]['scheduling'])} steps each, without a model",
-        caption="A decision costs all time of policy and view between two steps, matches kept fresh, over "
-        "the offers made; the mean stands first. Prompts of 2,000 tokens share documents that are evicted "
-        "again and again. CPU time is that of the whole scheduler in the median step, measuring included; "
-        "stock is vLLM's own. Held up: the share of its time for which the scheduler had no processor, which "
-        "makes decisions look dearer than they are.",
+        title=f"Decisions in {words.name}'s scheduler, {steps} steps each, without a model",
+        caption=f"A decision costs all time of policy and view between two steps, matches kept fresh, over "
+        f"the offers made; the mean stands first. Prompts of 2,000 tokens share documents that are evicted "
+        f"again and again. CPU time is that of the whole scheduler, measuring included; stock is "
+        f"{words.stock}. Held up: the share of its time for which the scheduler had no processor, which "
+        f"makes decisions look dearer than they are.",
     )  # fmt: skip
     for found in queues:
         table.add_row(
@@ -207,7 +244,7 @@ def per_decision(steps: Sequence[tuple[int, int]]) -> Iterator[float]:
 
 
 def _scheduled(steps: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """Median CPU time of the scheduler in a step, and the share of its time in which it had no processor."""
+    """Mean CPU time of the scheduler in a step, and the share of its time in which it had no processor."""
     cpu, wall = np.array(steps).T
-    yield f"{np.median(cpu) / 1e3:,.0f}"
+    yield f"{cpu.mean() / 1e3:,.0f}"
     yield f"{max(0.0, 1 - cpu.sum() / wall.sum()):.0%}"

@@ -20,13 +20,14 @@ import numpy as np
 from suite import fit, policies
 from suite.backends import engine_log
 from suite.backends.base import Progress
+from suite.backends.engine import EngineBackend
+from suite.backends.engines import named
+from suite.backends.launch import Launch
 from suite.backends.servers import Replicas, wait_for
-from suite.backends.vllm import VLLM
-from suite.backends.vllm_server import Launch
 from suite.content import Content
 from suite.errors import BadInput
 from suite.files import probe, write_atomically
-from suite.replay import Target, replay
+from suite.replay import replay
 from suite.trace import Header, Request, Segment, Trace, checked
 from suite.validation import validated
 
@@ -56,9 +57,7 @@ def calibrate(
     `settings` are those of an experiment's `backend` section. The engine's logs go to the folder `logs`.
     Raises `BadInput` for settings that cannot work, and if the engine broke off.
     """
-    if kind != "vllm":
-        raise BadInput(f"backend {kind!r}: has no steps that could be measured; known: vllm")
-    backend = validated(VLLM, settings)
+    backend = validated(named(kind), settings)
     if backend.replicas > 1:
         raise BadInput("replicas: one is measured and the others are like it; set replicas=1")
     probe(out.parent)
@@ -72,14 +71,16 @@ def calibrate(
     return found
 
 
-def _measured(backend: VLLM, launch: Launch, replicas: Replicas, trace: Trace, progress: Progress) -> Path:
+def _measured(
+    backend: EngineBackend, launch: Launch, replicas: Replicas, trace: Trace, progress: Progress
+) -> Path:
     """Replay the grid and return the engine's log of it."""
     [replica] = replicas.all
     model = launch.model
     replayed = replay(
         trace,
         Content(trace.header.seed, model.vocabulary, model.first_token),
-        [Target(replica.url, model.name, "vllm", "completions", "tokens")],
+        [launch.target(replica)],
         progress=progress,
         timeout_s=backend.timeout_s,
         alive=replicas.alive,
@@ -96,13 +97,13 @@ def _measured(backend: VLLM, launch: Launch, replicas: Replicas, trace: Trace, p
     return replica.service_log
 
 
-def _about(backend: VLLM, launch: Launch, limits: Limits) -> list[str]:
+def _about(backend: EngineBackend, launch: Launch, limits: Limits) -> list[str]:
     """What was measured, without the names of hosts and folders."""
     model, version = launch.model, launch.environment.version
     name = Path(model.name).name if model.is_local else model.name
     return [
-        f"Seconds that a step of vllm {version} takes, fitted by `suite calibrate`; for the simulator:",
-        "backend: {kind: simulator, cost: THIS FILE}",
+        f"Seconds that a step of {launch.engine} {version} takes, fitted by `suite calibrate`;",
+        "for the simulator: backend: {kind: simulator, cost: THIS FILE}",
         f"model {name}, device {backend.device}, tensor_parallel {backend.tensor_parallel}, "
         f"{os.cpu_count()} CPU cores, {datetime.now(UTC):%Y-%m-%d}",
         f"max_running {limits.running}, token_budget {limits.budget}, kv_tokens {limits.pool}, "
@@ -145,12 +146,10 @@ class Limits:
         return max(longest // 16, 1), longest
 
 
-def _limits(backend: VLLM, launch: Launch, replicas: Replicas) -> Limits:
-    engine = launch.facts(replicas.all[0])
-    budget = engine["max_num_batched_tokens"]
-    pool = engine["blocks"] * engine["block_size"]
+def _limits(backend: EngineBackend, launch: Launch, replicas: Replicas) -> Limits:
+    budget, running, pool = launch.sizes(replicas.all[0])
     most = min(int(POOL_SHARE * pool), max(MOST_TOKENS[backend.device], 4 * budget))
-    return Limits(budget, engine["max_num_seqs"], pool, launch.flags["max-model-len"], most)
+    return Limits(budget, running, pool, backend.length(launch.model, pool), most)
 
 
 class Prompt(NamedTuple):

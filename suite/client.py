@@ -161,7 +161,9 @@ class Client:
         status, error = await self._outcome(target, body, stream)
         ending = stream.ending()
         if status == "finished" and (error := self._shortfall(request, target, stream, ending)):
-            status = "failed"
+            status = "rejected" if dialect.never_fits(ending.status, error) else "failed"
+        if status == "rejected":
+            return Record(request.id, status, error, sent=sent, lag=sent - due)
         record = self._record(request.id, status, error, stream, ending)
         return replace(record, sent=sent, lag=sent - due)
 
@@ -196,7 +198,7 @@ class Client:
             return dialect.shown(ending.error)
         if not ending.done:
             return "the reply was cut: its stream ended without [DONE]"
-        if target.dialect == "vllm" and ending.output_tokens != request.output_tokens:
+        if target.dialect != "openai" and ending.output_tokens != request.output_tokens:
             return f"{ending.output_tokens} tokens came of the {request.output_tokens} asked for"
         prompt = request.prompt_tokens if ending.prompt_tokens is None else ending.prompt_tokens
         if (ending.cached_tokens or 0) > prompt:
@@ -209,7 +211,8 @@ class Client:
         ids = self._replies.tokens[request.id] = np.array(stream.ids(), np.int32)
         if len(ids) != ending.output_tokens:
             return (
-                f"{len(ids)} token ids came with {ending.output_tokens} tokens; `return_token_ids` is needed"
+                f"{len(ids)} token ids came with {ending.output_tokens} tokens; later prompts need them all "
+                f"(vLLM: `return_token_ids`)"
             )
         return None
 

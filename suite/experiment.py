@@ -34,7 +34,7 @@ import baselines
 import suite
 from suite.backends.base import Backend
 from suite.errors import BadInput, did_you_mean
-from suite.policies import SchedulerSpec, parse, shown
+from suite.policies import SchedulerSpec, Stock, parse, shown
 from suite.trace import Trace
 from suite.validation import at, read_yaml, validated
 from workloads import spec as workload_spec
@@ -42,11 +42,15 @@ from workloads import spec as workload_spec
 BACKENDS = {
     "simulator": "suite.backends.simulator:Simulator",
     "vllm": "suite.backends.vllm:VLLM",
+    "sglang": "suite.backends.sglang:SGLang",
     "endpoint": "suite.backends.endpoint:Endpoint",
 }
 """The pydantic model of each kind of backend, as module:Class; imported when an experiment asks for it."""
 
-VIRTUAL = {"vllm": "suite.backends.virtual:VirtualVLLM"}
+VIRTUAL = {
+    "vllm": "suite.backends.virtual:VirtualVLLM",
+    "sglang": "suite.backends.virtual:VirtualSGLang",
+}
 """The same for engines whose scheduler runs without a model, on a virtual clock: `clock: virtual`."""
 
 _READY = Path(str(files("suite"))) / "experiments"
@@ -228,10 +232,14 @@ class _File(BaseModel):
             list(self._backends()),
         )
         self._check_axes([variant.part.name for variant in schedulers])
+        for spec in (variant.part for variant in schedulers):
+            if not any(_runs_on(spec, backend.part) for backend in backends):
+                raise BadInput(f"scheduler {spec.name!r}: {spec.place}; none of the backends here")
         cells = (
             _cell(workload, backend, seed, scheduler)
             for workload, backend in itertools.product(workloads, backends)
             for seed, scheduler in itertools.product(workload.seeds or self.seeds, schedulers)
+            if _runs_on(scheduler.part, backend.part)
         )
         return Experiment(self.name, tuple(_with_slugs(cells)))
 
@@ -278,6 +286,13 @@ class _File(BaseModel):
                     raise BadInput(f"sweep.{key}: a key is WHAT.PARAMETER, such as workload.load")
                 hint = did_you_mean(head, heads)
                 raise BadInput(f"sweep.{key}: nothing here to sweep; {hint} (a key is WHAT.PARAMETER)")
+
+
+def _runs_on(scheduler: SchedulerSpec, backend: Mapping[str, Any]) -> bool:
+    """Whether a scheduler can run on a backend: an engine's own runs where that engine does, in real time."""
+    if not isinstance(scheduler, Stock):
+        return True
+    return backend["kind"] == (scheduler.engine or "endpoint") and backend.get("clock") != "virtual"
 
 
 def _source(entry: str | dict[str, Any]) -> tuple[str | dict[str, Any], dict[str, Any]]:

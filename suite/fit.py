@@ -151,9 +151,10 @@ class _Reading:
 
 
 def _kind(new: int, sequences: int, decoders: int) -> str:
-    if not decoders:
-        return "prefill"
-    return "decode" if new == sequences == decoders else "mixed"
+    if decoders and new == sequences == decoders:
+        return "decode"
+    alone = sequences <= decoders and new > sequences  # of a batch of prompts, for which the decoders wait
+    return "prefill" if alone or not decoders else "mixed"
 
 
 # -- fitting -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from venv import EnvBuilder
@@ -23,12 +24,16 @@ class Recipe:
     """What goes into an environment: a requirement such as "vllm==0.32.0", and files that decide the rest."""
 
     requirement: str
+    besides: Sequence[str]
+    """Other packages to install, which nothing asks for."""
     constraints: Path
     """The exact versions of all packages."""
     overrides: Path | None
     """Packages that must not be installed whoever asks for them."""
     torch: str
     """The build of torch to fetch, as uv's `--torch-backend` names it."""
+    files: Sequence[Path]
+    """What to copy beside the packages."""
 
 
 def build(folder: Path, recipe: Recipe) -> None:
@@ -43,6 +48,8 @@ def build(folder: Path, recipe: Recipe) -> None:
     log = folder / LOG
     if run(_command(folder, recipe), log):
         raise BadInput(f"{recipe.requirement} could not be installed: {_reason(log)}; all output is in {log}")
+    for file in recipe.files:
+        shutil.copy(file, site_packages(folder))
 
 
 def run(command: list[str], log: Path) -> int:
@@ -61,22 +68,27 @@ def run(command: list[str], log: Path) -> int:
 
 def add_metadata(folder: Path, name: str, version: str) -> None:
     """Let the environment at `folder` know a package that another one provides under a name of its own."""
-    site = next(folder.glob("lib/python*/site-packages"))
-    entry = site / f"{name}-{version}.dist-info"
+    entry = site_packages(folder) / f"{name}-{version}.dist-info"
     with writing(entry):
         entry.mkdir()
         (entry / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (entry / "RECORD").write_text(f"{entry.name}/METADATA,,\n{entry.name}/RECORD,,\n")
 
 
+def site_packages(folder: Path) -> Path:
+    """Where the packages of the environment at `folder` are."""
+    return next(folder.glob("lib/python*/site-packages"))
+
+
 def _command(folder: Path, recipe: Recipe) -> list[str]:
-    command = [find_uv_bin(), "pip", "install", "--python", str(folder / "bin" / "python")]
+    command = [find_uv_bin(), "pip", "install", "--compile-bytecode"]
+    command += ["--python", str(folder / "bin" / "python")]
     command += ["--constraints", str(recipe.constraints)]
     if recipe.overrides is not None:
         command += ["--overrides", str(recipe.overrides)]
     if not _has_local_torch():
         command += ["--torch-backend", recipe.torch]
-    return [*command, recipe.requirement]
+    return [*command, *recipe.besides, recipe.requirement]
 
 
 def _has_local_torch() -> bool:

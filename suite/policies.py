@@ -30,6 +30,13 @@ from suite.validation import assignments, at, validated
 
 ENTRY_POINTS = "suite.schedulers"
 
+STOCK = {
+    "vllm": ("fcfs", "priority"),
+    "sglang": ("fcfs", "lpm", "dfs-weight", "lof", "hrrn", "random", "shortest-prefill-first"),
+}
+"""The engines' own policies, as the engines name them. Each is a scheduler "ENGINE:POLICY" of that engine
+alone; SGLang has hrrn and shortest-prefill-first in later releases than 0.5.15."""
+
 _BY_PATH = re.compile(r"(?P<target>[^:]+\.py(:\w+)?)(:(?P<parameters>.*))?", re.DOTALL)
 
 
@@ -86,10 +93,21 @@ class SchedulerSpec:
 
 
 class Stock(SchedulerSpec):
-    """The engine's or the endpoint's own scheduler, left alone: nothing of it is known or chosen here."""
+    """A scheduler that is an engine's own: a policy of `STOCK` by name, or "stock", whatever runs there."""
 
-    def __init__(self) -> None:
-        super().__init__("stock", "")
+    def __init__(self, engine: str = "", policy: str = "") -> None:
+        target = f"{engine}:{policy}" if engine else ""
+        super().__init__(target or "stock", target)
+
+    @property
+    def engine(self) -> str:
+        """The engine whose policy it is; empty if it is not known."""
+        return self.target.partition(":")[0]
+
+    @property
+    def policy(self) -> str:
+        """The policy's name in the engine; empty if it is not known."""
+        return self.target.partition(":")[2]
 
     @property
     def file(self) -> Path:
@@ -106,21 +124,26 @@ class Stock(SchedulerSpec):
         """It has none."""
         return {}
 
+    @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        return f"runs on backend {self.engine} only, in real time" if self.engine else "is an endpoint's"
+
     def build(self) -> Scheduler:
         """It cannot be built: raises `BadInput`."""
-        raise BadInput("scheduler 'stock': only a real engine has a scheduler of its own; name one of ours")
+        raise BadInput(f"scheduler {self.name!r}: {self.place}; name one of ours")
 
     def with_parameters(self, extra: Mapping[str, Any]) -> SchedulerSpec:
         """Itself; raises `BadInput` if there are any."""
         if extra:
-            raise BadInput(f"scheduler 'stock': takes no parameters, got {', '.join(extra)}")
+            raise BadInput(f"scheduler {self.name!r}: takes no parameters, got {', '.join(extra)}")
         return self
 
 
 def parse(choice: str | Mapping[str, Any]) -> SchedulerSpec:
     """The scheduler named by "dlpm", "dlpm:quantum=2000", "my.py:Mine:knob=3" or {name: dlpm, quantum: 2000}.
 
-    "stock" is what an engine does by itself.
+    "sglang:lpm" is an engine's own policy, "stock" what an endpoint does by itself.
 
     Parameters are converted and checked against the constructor's signature. Raises `BadInput` for an unknown
     name or parameter, a value of the wrong type, or a file or class that cannot be used.
@@ -128,8 +151,7 @@ def parse(choice: str | Mapping[str, Any]) -> SchedulerSpec:
     reference, parameters = _read_text(choice) if isinstance(choice, str) else _read_mapping(choice)
     if _BY_PATH.fullmatch(reference):
         return _spec(_with_class(reference), "", parameters)
-    stock = Stock()
-    if reference == stock.name:
+    if stock := _stock(reference):
         return stock.with_parameters(parameters)
     known = available()
     if reference not in known:
@@ -173,9 +195,28 @@ def _read_text(text: str) -> tuple[str, dict[str, Any]]:
     if by_path:
         reference, given = by_path["target"], by_path["parameters"] or ""
     else:
-        reference, _, given = text.partition(":")
+        reference, given = _named(text)
     with at(f"scheduler {text!r}"):
         return reference, assignments(filter(None, given.split(",")))
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name and what stands behind it; the name of an engine's own policy has a colon itself."""
+    head, _, rest = text.partition(":")
+    if head not in STOCK:
+        return head, rest
+    policy, _, given = rest.partition(":")
+    return f"{head}:{policy}", given
+
+
+def _stock(reference: str) -> Stock | None:
+    """The engine's own scheduler that is named so, if any. Raises `BadInput` for one that it has not."""
+    engine, _, policy = reference.partition(":")
+    if engine not in STOCK:
+        return Stock() if reference == Stock().name else None
+    if policy not in STOCK[engine]:
+        raise BadInput(f"{engine} has no policy {policy!r} of its own; {did_you_mean(policy, STOCK[engine])}")
+    return Stock(engine, policy)
 
 
 def _read_mapping(choice: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""A streamed reply (server-sent events of the OpenAI API) as it comes in: counted now, read at the end.
+"""A streamed reply (server-sent events) as it comes in: counted now, read at the end.
+
+The events are those of the OpenAI API, or of SGLang's own with the new tokens alone in each.
 
 While a reply runs, an event is nothing but a mark in raw bytes, so that one process can follow thousands of
 tokens a second. How many tokens an event brought is worked out at the end from the server's own count.
@@ -28,10 +30,14 @@ _MOST = 10**9
 
 @dataclass(frozen=True)
 class Ending:
-    """What the last events of a reply say. Counts are None where the server gives none."""
+    """What the last events of a reply say. Counts are None where the server gives none.
+
+    `status` is the HTTP status that goes with an error, 0 where none is told.
+    """
 
     done: bool
     error: str | None
+    status: int
     prompt_tokens: int | None
     output_tokens: int | None
     cached_tokens: int | None
@@ -71,19 +77,20 @@ class Stream:
     def ending(self) -> Ending:
         """Read the last events."""
         done, trailing = False, 0
-        error: str | None = None
+        error, status = None, 0
         usage: dict[str, Any] = {}
         for data in reversed(list(_events(self._tail))):
             event = {} if data == b"[DONE]" else _parsed(data)
             done = done or data == b"[DONE]"
-            error = error or (complaint(event) if event.get("error") else None)
-            usage = usage or _mapping(event.get("usage"))
-            if event.get("choices"):
+            if error is None and (trouble := _trouble(event)):
+                error, status = complaint(trouble), _status(trouble)
+            usage = usage or _usage(event)
+            if event.get("choices") or event.get("output_ids"):
                 break
             trailing += 1
-        cached = _mapping(usage.get("prompt_tokens_details")).get("cached_tokens")
         prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        return Ending(done, error, _count(prompt), _count(output), _count(cached), trailing)
+        cached = _count(usage.get("cached_tokens"))
+        return Ending(done, error, status, _count(prompt), _count(output), cached, trailing)
 
     def _opening(self) -> int:
         """Events at the start that bring no token: chat's first one, if it only names the role."""
@@ -111,7 +118,7 @@ class Stream:
 
     def ids(self) -> list[int]:
         """The token ids of a kept reply, where the server sent them."""
-        return [id for data in _events(b"".join(self._head)) for id in _ids(_choice(data))]
+        return [id for data in _events(b"".join(self._head)) for id in _ids(_parsed(data))]
 
     def text(self) -> str:
         """The text of a kept reply, of a completion or a chat."""
@@ -150,13 +157,38 @@ def _count(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= _MOST else None
 
 
+def _usage(event: dict[str, Any]) -> dict[str, Any]:
+    """The counts of an event, the cached tokens among them."""
+    own = _mapping(event.get("meta_info"))
+    told = _mapping(event.get("usage"))
+    details = _mapping(told.get("prompt_tokens_details"))
+    return {**told, "cached_tokens": details.get("cached_tokens")} if told else own
+
+
+def _trouble(event: dict[str, Any]) -> dict[str, Any]:
+    """What an event says of an error: it is one, or SGLang gave the request up. Empty if there is none."""
+    if error := event.get("error"):
+        return error if isinstance(error, dict) else {"message": error}
+    reason = _mapping(_mapping(event.get("meta_info")).get("finish_reason"))
+    return reason if reason.get("type") == "abort" else {}
+
+
+def _status(trouble: dict[str, Any]) -> int:
+    told = trouble.get("status_code") or trouble.get("code")
+    return told if type(told) is int else 0
+
+
 def _choice(data: bytes) -> dict[str, Any]:
-    choices = _parsed(data).get("choices")
+    return _first(_parsed(data))
+
+
+def _first(event: dict[str, Any]) -> dict[str, Any]:
+    choices = event.get("choices")
     return _mapping(choices[0]) if isinstance(choices, list) and choices else {}
 
 
-def _ids(choice: dict[str, Any]) -> list[int]:
-    ids = choice.get("token_ids")
+def _ids(event: dict[str, Any]) -> list[int]:
+    ids = event.get("output_ids") or _first(event).get("token_ids")
     return [id for id in ids if type(id) is int and 0 <= id < 2**31] if isinstance(ids, list) else []
 
 

@@ -1,12 +1,13 @@
-"""Is the simulator right? The same random traces through it and through an engine's own code.
+"""Is the simulator right? The same random traces through it and through the engines' own code.
 
-The engine's scheduler and cache run without a model on a virtual clock (`suite.backends.virtual`), under the
+An engine's scheduler and cache run without a model on a virtual clock (`suite.backends.virtual`), under the
 same policies and the same cost model. What is compared: every arrival, admission, resumption, preemption and
 finish in order, with the cached tokens; the number of steps; recomputed tokens; and all times.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tempfile
@@ -22,19 +23,25 @@ from rich.table import Table
 from rich.text import Text
 
 from baselines.decisions import Entry, Recorder
+from suite import environments
 from suite.backends.base import KEPT
 from suite.backends.simulator import Simulator
 from suite.backends.simulator.live import lives
-from suite.backends.virtual import VirtualVLLM
+from suite.backends.virtual import Virtual, VirtualSGLang, VirtualVLLM
+from suite.errors import BadInput, did_you_mean
 from suite.policies import SchedulerSpec, parse
 from suite.trace import REPLY, Header, Request, Segment, Trace, checked
+
+ENGINES: dict[str, type[Virtual]] = {"vllm": VirtualVLLM, "sglang": VirtualSGLang}
+"""The engines that the simulator is compared with."""
 
 SCHEDULERS = ("fcfs", "lpm", "vtc", "vtc:charge=extend", "dlpm:quantum=60")
 """What is compared by default: the quantum is small, so that deficits run out in these short traces."""
 
 HAPPENINGS = ("preempted", "evicted match", "chunked", "shared in step")
-"""What must occur among the cases of a scheduler, or they compare too little: a preemption, the eviction of a
-block that a waiting request matched, a prefill in chunks, two requests of one prefix admitted in one step."""
+"""What must occur among the cases of a scheduler, or they compare too little: a preemption, the eviction of
+something that a waiting request matched, a prefill in chunks, two requests of one prefix admitted in one step
+(where the second one hits in vLLM, and not in SGLang)."""
 
 BLOCK = 16
 _COMPARED = ("arrived", "admitted", "resumed", "preempted", "finished")
@@ -123,8 +130,9 @@ def _never_wholly_cached(id: str, prompt: tuple[Segment, ...]) -> tuple[Segment,
 
 @dataclass
 class Comparison:
-    """What became of the cases under one scheduler: how many, what occurred in them, where they differ."""
+    """What became of an engine's cases under a scheduler: how many, what occurred, where they differ."""
 
+    engine: str
     scheduler: str
     cases: int = 0
     seen: Counter[str] = field(default_factory=Counter)
@@ -136,28 +144,47 @@ class Comparison:
         return [happening for happening in HAPPENINGS if not self.seen[happening]]
 
 
+def installed() -> list[str]:
+    """The engines that it can be compared with here. Raises `BadInput` if there is none."""
+    there = {environment.engine for environment in environments.installed() if environment.device == "cpu"}
+    if not there.intersection(ENGINES):
+        commands = " or ".join(environments.install_command(engine, "cpu") for engine in ENGINES)
+        raise BadInput(f"no engine is installed to compare the simulator with; run: {commands}")
+    return [engine for engine in ENGINES if engine in there]
+
+
 def simulator(
-    schedulers: Sequence[str], seeds: Sequence[int], progress: Callable[[float], object]
+    engines: Sequence[str],
+    schedulers: Sequence[str],
+    seeds: Sequence[int],
+    progress: Callable[[float], object],
 ) -> list[Comparison]:
-    """Compare the simulator's vLLM with vLLM's own scheduler. Raises `BadInput` if that is not installed."""
+    """Compare the simulated engines with the engines' own code. Raises `BadInput` if one is not installed."""
+    for engine in engines:
+        if engine not in ENGINES:
+            raise BadInput(f"unknown engine {engine!r}; {did_you_mean(engine, ENGINES)}")
     found = []
+    cells = list(itertools.product(engines, (parse(name) for name in schedulers)))
     with KEPT:
-        for i, name in enumerate(schedulers):
-            spec = parse(name)
-            comparison = Comparison(spec.label)
+        for i, (engine, spec) in enumerate(cells):
+            comparison = Comparison(engine, spec.label)
             for j, seed in enumerate(seeds):
                 _compare(spec, seed, comparison)
-                progress((i * len(seeds) + j + 1) / (len(schedulers) * len(seeds)))
+                progress((i * len(seeds) + j + 1) / (len(cells) * len(seeds)))
             found.append(comparison)
     return found
 
 
 def _compare(spec: SchedulerSpec, seed: int, comparison: Comparison) -> None:
     case = random_case(seed)
-    limits = {"max_running": case.running, "token_budget": case.tokens, "kv_tokens": case.kv_tokens}
-    settings: dict[str, Any] = {"model": "llama-3.2-3b", "gpu": "h100", **limits}
-    expected, seen = _real(VirtualVLLM(**settings), case.trace, spec)
-    difference = expected.difference(_simulated(Simulator(**settings), case.trace, spec))
+    settings: dict[str, Any] = {
+        "model": "llama-3.2-3b", "gpu": "h100", "max_running": case.running, "token_budget": case.tokens,
+        "kv_tokens": case.kv_tokens, "clip_tokens": case.clip,
+    }  # fmt: skip
+    expected, seen = _real(ENGINES[comparison.engine](**settings), case.trace, spec)
+    settings["engine"] = comparison.engine
+    simulated = _simulated(Simulator(**settings), case.trace, spec)
+    difference = expected.difference(simulated)
     comparison.cases += 1
     comparison.seen += seen
     if difference is not None:
@@ -189,7 +216,7 @@ class _Course:
         return None
 
 
-def _real(backend: VirtualVLLM, trace: Trace, spec: SchedulerSpec) -> tuple[_Course, Counter[str]]:
+def _real(backend: Virtual, trace: Trace, spec: SchedulerSpec) -> tuple[_Course, Counter[str]]:
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         outcome = backend.run(trace, spec, logs, _quiet)
@@ -219,10 +246,10 @@ def _events(log: list[Entry]) -> list[Entry]:
 
 
 def table(comparisons: Sequence[Comparison]) -> Table:
-    """One row per scheduler: cases, how many are identical, what occurred in them."""
-    shown = Table("scheduler", "cases", "identical", *HAPPENINGS, title_justify="left")
+    """One row per engine and scheduler: cases, how many are identical, what occurred in them."""
+    shown = Table("engine", "scheduler", "cases", "identical", *HAPPENINGS, title_justify="left")
     for found in comparisons:
         identical = found.cases - len(found.differences)
         counts = (f"{found.seen[happening]:,}" for happening in HAPPENINGS)
-        shown.add_row(Text(found.scheduler), str(found.cases), str(identical), *counts)
+        shown.add_row(found.engine, Text(found.scheduler), str(found.cases), str(identical), *counts)
     return shown

@@ -30,7 +30,17 @@ def traces() -> Path:
 @pytest.fixture(scope="session")
 def vllm() -> Environment:
     """The environment of vLLM on the CPU, where it is installed."""
+    return _installed("vllm")
+
+
+@pytest.fixture(scope="session")
+def sglang() -> Environment:
+    """The environment of SGLang on the CPU, where it is installed."""
+    return _installed("sglang")
+
+
+def _installed(engine: str) -> Environment:
     try:
-        return environments.find("vllm", "cpu")
+        return environments.find(engine, "cpu")
     except BadInput as error:
         pytest.skip(str(error))

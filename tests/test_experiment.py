@@ -194,6 +194,22 @@ def test_several_backends_in_one_experiment(tmp_path: Path):
         load(write(tmp_path, backend=[{"kind": "simulator"}, {"kind": "simulator", "gqu": 1}]))
 
 
+def test_an_engines_own_scheduler_makes_cells_for_that_engine_alone(tmp_path: Path):
+    names = ["fcfs", "vllm:priority", "sglang:lpm"]
+    backends = [{"kind": "simulator"}, {"kind": "vllm"}, {"kind": "sglang"}]
+    cells = load(write(tmp_path, backend=backends, schedulers=names)).cells
+    found = {(cell.labels["backend"], cell.labels["scheduler"]) for cell in cells}
+    ours = {(kind, "fcfs") for kind in ("simulator", "vllm", "sglang")}
+    assert found == ours | {("vllm", "vllm:priority"), ("sglang", "sglang:lpm")}
+    for name, backend in [
+        ("sglang:lpm", {"kind": "vllm"}),
+        ("sglang:lpm", {"kind": "sglang", "clock": "virtual"}),
+        ("stock", {"kind": "sglang"}),
+    ]:
+        with pytest.raises(BadInput, match=rf"scheduler '{name}': .*; none of the backends here"):
+            load(write(tmp_path, backend=backend, schedulers=[name]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

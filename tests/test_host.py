@@ -19,10 +19,7 @@ from baselines.fcfs import FCFS
 from baselines.scheduler import Request
 from suite import trace
 from suite.backends.host import (
-    LONGEST_NAME,
-    PRIORITIES,
     TIMING_STEPS,
-    WEIGHTS,
     Host,
     LogFile,
     Served,
@@ -30,6 +27,7 @@ from suite.backends.host import (
     load,
     source_digest,
 )
+from suite.backends.said import LONGEST_NAME, PRIORITIES, WEIGHTS
 
 
 class Known:
@@ -242,6 +240,25 @@ def drive(host: Host, request: Served) -> None:
     assert next(offers) is request
     host.started(request, 0)
     offers.send(True)
+
+
+def test_of_a_policy_of_the_engine_the_same_is_logged_and_what_was_really_active(tmp_path: Path) -> None:
+    host = Host({"scheduler": {"stock": "lpm"}, "logs": str(tmp_path)}, Known(), Clock())
+    host.begin({"engine": "sglang"})
+    request = arrive(host, "r0")
+    host.passed("fcfs", 130)
+    host.started(request, cached=32)
+    host.finished(request, "stop", 100)
+    host.close()
+    policy, *lines = log(tmp_path)
+    named = {"target": "sglang:lpm", "name": "lpm", "parameters": {}, "source": "", "engine": "sglang"}
+    assert policy[2] == named
+    assert [[kind, *facts] for kind, _, *facts in lines] == [
+        ["active", "fcfs", 130],
+        ["admitted", "r0", "a", 68, 32],
+        ["finished", "r0", "a", "stop", 0, 0],
+    ]
+    assert [kind for kind, *_ in log(tmp_path, "decisions")] == ["arrived", "admitted", "finished"]
 
 
 def test_a_full_disk_costs_the_log_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,11 @@ FORBIDDEN = {
 }
 """What the modules below a path must not import."""
 
+IN_ENGINES = ("host", "cost", "said", "virtual_driver", "bench_driver")
+"""Files of `suite/backends` that run in every engine's environment, ..."""
+IN_ENGINE = ("plugin", "queue", "matches", "virtual", "bench")
+"""... and the endings of those that run in one engine's."""
+
 each_source = pytest.mark.parametrize("source", SOURCES, ids=str)
 
 
@@ -60,6 +65,27 @@ def test_the_sources_are_found():
 def test_baselines_import_only_the_standard_library_and_themselves(source: Path):
     foreign = {name.partition(".")[0] for name in imports(source)} - sys.stdlib_module_names - {"baselines"}
     assert not foreign
+
+
+def in_engine(engine: str) -> list[Path]:
+    names = ["__init__", *IN_ENGINES, *(f"{engine}_{ending}" for ending in IN_ENGINE)]
+    return [Path("suite/__init__.py"), *(Path(f"suite/backends/{name}.py") for name in names)]
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_what_runs_in_an_engine_imports_only_what_is_there(engine: str):
+    files = in_engine(engine)
+    there = {str(path.with_suffix("")).replace("/", ".").removesuffix(".__init__") for path in files}
+    for source in files:
+        ours = {name for name in imports(source) if below(name, "suite") and is_module(name)}
+        foreign = {name.partition(".")[0] for name in imports(source)} - sys.stdlib_module_names
+        assert ours <= there, f"{source} must not import {ours - there}"
+        assert foreign <= {"suite", "baselines", "torch", engine}, f"{source} must not import {foreign}"
 
 
 @each_source

@@ -14,7 +14,7 @@ import pytest
 import baselines.dlpm
 from baselines.scheduler import Scheduler
 from suite.errors import BadInput
-from suite.policies import available, parse
+from suite.policies import STOCK, Stock, available, parse
 
 MINE = '''
 from baselines.scheduler import Scheduler
@@ -108,6 +108,27 @@ def test_a_file_of_the_user_is_loaded_by_path(mine: Path):
     assert spec.source_digest == sha256(MINE.encode()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    "name", [f"{engine}:{policy}" for engine, known in STOCK.items() for policy in known]
+)
+def test_an_engines_own_policy_has_a_name(name: str):
+    spec = parse(name)
+    assert isinstance(spec, Stock)
+    assert f"{spec.engine}:{spec.policy}" == spec.name == spec.target == spec.label == name
+    assert parse({"name": name}) == parse(spec.label) == pickle.loads(pickle.dumps(spec)) == spec
+    assert (spec.full_parameters, spec.source_digest) == ({}, "")
+    with pytest.raises(
+        BadInput, match=f"{name!r}: runs on backend {spec.engine} only, in real time; name one"
+    ):
+        spec.build()
+
+
+def test_what_an_endpoint_does_has_a_name_too():
+    spec = parse("stock")
+    assert isinstance(spec, Stock)
+    assert (spec.label, spec.engine, spec.policy, spec.target) == ("stock", "", "", "")
+
+
 def test_every_build_is_a_fresh_instance(mine: Path):
     spec = parse(f"{mine}:Mine")
     assert spec.build() is not spec.build()
@@ -156,6 +177,10 @@ def test_an_entry_point_is_a_scheduler_by_its_name(tmp_path: Path, monkeypatch: 
         ("{mine}:Numbered", r"mine\.py: Numbered\.name must be text, not 5"),
         ("{mine}:Opaque", r"mine\.py: a default cannot be recorded: .*object.*; use numbers, text"),
         ("{mine}:Idle", r"mine\.py: Idle has no method `candidates`; give it one"),
+        ("sglang:lmp", "sglang has no policy 'lmp' of its own; did you mean 'lpm'?"),
+        ("vllm", "vllm has no policy '' of its own; known: fcfs, priority"),
+        ({"name": "vllm:lpm"}, "vllm has no policy 'lpm' of its own; known: fcfs, priority"),
+        ("sglang:lpm:knob=1", "scheduler 'sglang:lpm': takes no parameters, got knob"),
         ("{mine}:Mine:knob=14", r"mine\.py:15: KeyError: 'fourteen' \(while it was constructed\)"),
     ],
 )

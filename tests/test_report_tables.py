@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -205,6 +206,18 @@ def test_headline_admits_that_all_are_alike(tmp_path):
     found = headlines(tables.collect(experiment(tmp_path, served("fcfs", 4), served("vtc", 4))))[0]
     assert found.fastest.startswith("all 2 alike")
     assert found.fairest.startswith("all 2 alike")
+
+
+def test_a_scheduler_that_fell_back_on_another_is_told(tmp_path):
+    def own(active, seed):
+        one = served("sglang:lpm", 4, seed=seed)
+        manifest = replace(one.manifest, scheduler={"target": "sglang:lpm"}, engine={"active": active})
+        return replace(one, manifest=manifest)
+
+    frame = tables.collect(
+        experiment(tmp_path, own({"lpm": 88, "fcfs": 12}, 0), own({"lpm": 5}, 1), served("lpm", 4))
+    )
+    assert tables.warnings(frame) == ["chat, sglang:lpm, seed 0: fcfs in 12% of passes"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from baselines.lpm import LPM, LPMWithFallback
 from baselines.scheduler import Scheduler
 from baselines.vtc import VTC
 from suite.backends.cost import Cost
-from suite.backends.simulator import sglang
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
@@ -58,15 +57,10 @@ def traces(draw: st.DrawFn) -> Trace:
     return checked(Trace(Header("random", 0, "test"), tuple(requests)))
 
 
-@pytest.fixture(autouse=True)
-def small_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGLang reserves so little for outputs that it has to retract."""
-    monkeypatch.setattr(sglang, "CLIP", 8)
-
-
 def _engine(kind: str, trace: Trace, policy: Scheduler) -> Engine:
+    """An engine that is short of memory; SGLang reserves so little for outputs that it has to retract."""
     make, kv_tokens = ENGINES[kind]
-    return make(lives(trace), policy, COST, Limits(RUNNING, tokens=64), kv_tokens)
+    return make(lives(trace), policy, COST, Limits(RUNNING, tokens=64, clip=8), kv_tokens)
 
 
 @pytest.mark.parametrize("kind", ENGINES)

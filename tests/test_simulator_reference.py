@@ -18,7 +18,6 @@ from baselines.lpm import LPM
 from baselines.scheduler import Scheduler
 from baselines.vtc import VTC
 from suite.backends.cost import Cost
-from suite.backends.simulator import sglang
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
@@ -58,7 +57,8 @@ def naive_engine(case: Case, kind: str, policy: Scheduler) -> NaiveEngine:
 def simulated(case: Case, kind: str, policy: Scheduler) -> Engine:
     """The simulator's engine, not yet run."""
     engine = VLLMEngine if kind == "vllm" else SGLangEngine
-    return engine(lives(case.trace), policy, COST, Limits(case.running, case.tokens), case.kv_tokens)
+    limits = Limits(case.running, case.tokens, clip=case.clip)
+    return engine(lives(case.trace), policy, COST, limits, case.kv_tokens)
 
 
 def listen(policy: Scheduler) -> list[tuple[Any, ...]]:
@@ -92,25 +92,22 @@ def times(requests: Iterable[Job] | Iterable[Live]) -> dict[str, float]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", OCCURS)
-def test_the_simulator_does_what_the_naive_engine_does(
-    kind: str, policy: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_simulator_does_what_the_naive_engine_does(kind: str, policy: str) -> None:
     seen: Counter[str] = Counter()
     for seed in SEEDS:
-        seen += _compared(kind, policy, random_case(seed), monkeypatch)
+        seen += _compared(kind, policy, random_case(seed))
     assert all(seen[event] for event in OCCURS[kind]), seen
     assert kind == "sglang" or not seen["duplicate"]
 
 
-def test_a_retracted_request_reserves_only_the_output_it_still_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retracted_request_reserves_only_the_output_it_still_lacks() -> None:
     """With this clip, case 136 admits a retracted request that would not fit with its whole output."""
-    seen = _compared("sglang", "fcfs", replace(random_case(136), clip=12), monkeypatch)
+    seen = _compared("sglang", "fcfs", replace(random_case(136), clip=12))
     assert seen["preempted"]
 
 
-def _compared(kind: str, policy: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def _compared(kind: str, policy: str, case: Case) -> Counter[str]:
     """Serve the case with both implementations, compare everything, return what was seen."""
-    monkeypatch.setattr(sglang, "CLIP", case.clip)
     expecting, acting = POLICIES[policy](), POLICIES[policy]()
     expected, actual = listen(expecting), listen(acting)
     naive, engine = naive_engine(case, kind, expecting), simulated(case, kind, acting)

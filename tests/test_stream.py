@@ -29,6 +29,12 @@ def usage(tokens: int, prompt: int = 5, cached: int | None = 2) -> dict[str, Any
     return {"choices": [], "usage": told | {"prompt_tokens_details": {"cached_tokens": cached}}}
 
 
+def generated(*ids: int, total: int, **more: Any) -> dict[str, Any]:
+    """An event of SGLang's own: new token ids, and the counts so far."""
+    counts = {"prompt_tokens": 5, "completion_tokens": total, "cached_tokens": 2}
+    return {"text": " x", "output_ids": list(ids), "meta_info": counts | {"finish_reason": None} | more}
+
+
 def delta(**content: str) -> dict[str, Any]:
     return {"choices": [{"delta": content}]}
 
@@ -122,6 +128,8 @@ def test_no_error_is_no_error():
         {"choices": [{"delta": "x"}]},
         {"choices": [{"token_ids": 5, "text": 5}]},
         {"choices": [{"token_ids": [2**31, "x"], "delta": {"content": 5}}]},
+        {"output_ids": 5, "meta_info": {"cached_tokens": "x", "finish_reason": 5}},
+        {"output_ids": ["x"], "meta_info": 5},
         5,
     ],
 )  # fmt: skip
@@ -132,6 +140,31 @@ def test_what_no_server_should_send_counts_as_not_sent(odd: Any, chat: bool):
     assert (ending.prompt_tokens, ending.output_tokens, ending.cached_tokens) == (None, None, None)
     assert (stream.ids(), stream.text()) == ([], "")
     assert sum(tokens for _, tokens in rows(stream)) <= 1
+
+
+def test_sglangs_own_events_are_read():
+    length = {"type": "length", "length": 4}
+    events = (generated(7, total=1), generated(8, 9, total=3), generated(7, total=4, finish_reason=length))
+    stream = fed(*map(event, events), event(DONE), keep=True)
+    assert stream.ids() == [7, 8, 9, 7]
+    ending = stream.ending()
+    assert (ending.done, ending.error, ending.status) == (True, None, 0)
+    assert (ending.prompt_tokens, ending.output_tokens, ending.cached_tokens) == (5, 4, 2)
+    assert sum(tokens for _, tokens in rows(stream)) == 4
+    assert [time for time, _ in rows(stream)] == [0.0, 1.0, 2.0]
+
+
+def test_a_request_that_sglang_gave_up_has_failed():
+    reason = {"type": "abort", "message": "Input length (9) exceeds the maximum", "status_code": 400}
+    stream = fed(event(generated(7, total=1)), event(generated(total=1, finish_reason=reason)), event(DONE))
+    ending = stream.ending()
+    assert (ending.error, ending.status) == ("Input length (9) exceeds the maximum", 400)
+    assert rows(stream) == [(0.0, 1)]
+
+
+def test_an_error_may_come_with_a_status():
+    ending = fed(event({"error": {"message": "too long", "code": 400}}), event(DONE)).ending()
+    assert (ending.error, ending.status, ending.output_tokens) == ("too long", 400, None)
 
 
 def test_an_empty_stream_is_an_empty_reply():

@@ -1,4 +1,4 @@
-"""The simulator against vLLM's own scheduler and cache, decision for decision."""
+"""The simulator against the engines' own schedulers and caches, decision for decision."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import typer
 
 from baselines.decisions import replayed
 from baselines.dlpm import DLPM
 from suite import verify
-from suite.backends.base import KEPT
+from suite.backends.base import KEPT, Outcome
 from suite.backends.simulator import Simulator
+from suite.backends.simulator.batch import Batch
 from suite.backends.simulator.vllm import VLLMEngine
-from suite.backends.virtual import VirtualVLLM
+from suite.commands import verify as command
 from suite.environments import Environment
 from suite.errors import BadInput
 from suite.policies import parse
@@ -39,11 +43,18 @@ def quiet(share: float, note: str = "") -> None:
     """Progress that nobody watches."""
 
 
-def test_vllm_and_the_simulator_decide_alike(vllm: Environment) -> None:
-    found = verify.simulator(verify.SCHEDULERS, range(20), quiet)
+@pytest.fixture(params=verify.ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine that is installed."""
+    request.getfixturevalue(request.param)
+    return str(request.param)
+
+
+def test_the_engine_and_the_simulator_decide_alike(engine: str) -> None:
+    found = verify.simulator([engine], verify.SCHEDULERS, range(20), quiet)
     assert [one.scheduler.partition(":")[0] for one in found] == ["fcfs", "lpm", "vtc", "vtc", "dlpm"]
     for one in found:
-        assert one.cases == 20
+        assert (one.engine, one.cases) == (engine, 20)
         assert not one.differences, one
         assert not one.unseen, one
 
@@ -51,17 +62,55 @@ def test_vllm_and_the_simulator_decide_alike(vllm: Environment) -> None:
 def test_a_simulator_that_is_wrong_is_caught(vllm: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that caches a prompt only when it has been computed, and so misses it within a step."""
     monkeypatch.setattr(VLLMEngine, "_cache", lambda engine, live, tokens: None)
-    (found,) = verify.simulator(["lpm"], range(3), quiet)
+    (found,) = verify.simulator(["vllm"], ["lpm"], range(3), quiet)
     assert len(found.differences) == 3
 
 
-def test_a_whole_run_on_the_virtual_clock(vllm: Environment, tmp_path: Path) -> None:
+def test_the_order_after_a_retraction_is_compared(
+    sglang: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests that SGLang keeps in a retraction are in another order afterwards, and end in that."""
+    monkeypatch.setattr(Batch, "reorder", lambda batch, members: None)
+    (found,) = verify.simulator(["sglang"], ["fcfs"], [11], quiet)
+    assert found.differences == [
+        "seed 11: event 22: the engine has ['finished', 5, 'stop', 16, 0], "
+        "the simulator ['finished', 4, 'stop', 16, 0]"
+    ]
+
+
+def test_nothing_is_compared_where_no_engine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUITE_ENGINES", str(tmp_path))
+    with pytest.raises(BadInput, match=r"no engine is installed .* run: suite engines install vllm --device"):
+        verify.installed()
+    with pytest.raises(BadInput, match="sglang is not installed for cpu; run: suite engines install sglang"):
+        verify.simulator(["sglang"], ["fcfs"], [0], quiet)
+    with pytest.raises(BadInput, match="unknown engine 'sgland'; did you mean 'sglang'"):
+        verify.simulator(["sgland"], ["fcfs"], [0], quiet)
+
+
+def test_what_differs_and_what_was_not_seen_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen = Counter(dict.fromkeys(verify.HAPPENINGS[1:], 1))
+    found = [verify.Comparison("sglang", "fcfs", 2, seen, ["seed 1: event 3: the engine has 1, ..."])]
+    monkeypatch.setattr(verify, "installed", lambda: ["sglang"])
+    monkeypatch.setattr(verify, "simulator", lambda *_: found)
+    with pytest.raises(typer.Exit) as stopped:
+        command.simulator(None, None, 2)
+    assert stopped.value.exit_code == 1
+    errors = capfd.readouterr().err
+    assert "sglang, fcfs: seed 1: event 3: the engine has 1, ..." in errors
+    assert "sglang, fcfs: no trace shows: preempted" in errors
+
+
+def test_a_whole_run_on_the_virtual_clock(engine: str, tmp_path: Path) -> None:
     """Real scheduler, unreal time: all there is in a run folder, and a log that a fresh policy gives back."""
-    case = verify.random_case(10)
-    limits = {"max_running": case.running, "token_budget": case.tokens, "kv_tokens": case.kv_tokens}
+    case = verify.random_case({"vllm": 10, "sglang": 9}[engine])  # somebody is preempted in it
+    limits: dict[str, Any] = {"max_running": case.running, "token_budget": case.tokens}
+    limits |= {"kv_tokens": case.kv_tokens, "clip_tokens": case.clip}
     spec = parse("dlpm:quantum=60")
-    real = VirtualVLLM(**limits).run(case.trace, spec, tmp_path, quiet)
-    simulated = Simulator(**limits).run(case.trace, spec, tmp_path, quiet)
+    real = verify.ENGINES[engine](**limits).run(case.trace, spec, tmp_path, quiet)
+    simulated = Simulator(**limits, engine=engine).run(case.trace, spec, tmp_path, quiet)
     for frame in ("requests", "service"):
         ours, theirs = getattr(simulated, frame), getattr(real, frame)
         assert list(ours.columns) == list(theirs.columns)
@@ -74,23 +123,39 @@ def test_a_whole_run_on_the_virtual_clock(vllm: Environment, tmp_path: Path) -> 
     )
     first = json.loads((tmp_path / "service-0.jsonl").read_text().splitlines()[0])
     assert first[:2] == ["policy", 0.0]
+    assert first[2]["engine"] == engine
     log = [json.loads(line) for line in (tmp_path / "decisions-0.jsonl").read_text().splitlines()]
     assert replayed(log, DLPM(quantum=60)) == log
 
 
-def test_a_scheduler_that_raises_is_named(vllm: Environment, tmp_path: Path) -> None:
+def one_request(tmp_path: Path, engine: str, scheduler: str) -> Outcome:
+    """A run of a trace of one request."""
+    trace = Trace(Header("one", 0, "test"), (Request("a", "x", 0.0, (Segment("p", 20),), 2),))
+    return verify.ENGINES[engine]().run(trace, parse(scheduler), tmp_path / "logs", quiet)
+
+
+def bad(tmp_path: Path, decision: str) -> str:
+    """A scheduler that does something wrong, by its name."""
     file = tmp_path / "bad.py"
     file.write_text(
         "from baselines.scheduler import Scheduler\n\n\n"
         "class Bad(Scheduler):\n"
         "    def candidates(self, waiting, now):\n"
-        "        yield {}[0]\n"
+        f"        {decision}\n"
     )
-    trace = Trace(Header("one", 0, "test"), (Request("a", "x", 0.0, (Segment("p", 20),), 2),))
-    with pytest.raises(BadInput, match=r"bad\.py:6: KeyError: 0 \(log: .*engine\.log\)"):
-        VirtualVLLM().run(trace, parse(f"{file}:Bad"), tmp_path / "logs", quiet)
-    outcome = VirtualVLLM().run(trace, parse("fcfs"), tmp_path / "logs", quiet)
+    return f"{file}:Bad"
+
+
+def test_a_scheduler_that_raises_is_named(engine: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"{engine} stopped: .*bad\.py:6: KeyError: 0 \(log: .*engine\.log\)"):
+        one_request(tmp_path, engine, bad(tmp_path, "yield {}[0]"))
+    outcome = one_request(tmp_path, engine, "fcfs")
     assert outcome.requests["status"].tolist() == ["finished"], "the next run gets a new process"
+
+
+def test_a_scheduler_that_offers_nobody_stops_the_run(sglang: Environment, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="sglang stopped: RuntimeError: the policy offers none of 1 waiting"):
+        one_request(tmp_path, "sglang", bad(tmp_path, "yield from ()"))
 
 
 ENDLESS = """
@@ -139,8 +204,11 @@ def test_no_policy_keeps_its_process_alive(vllm: Environment, ending: signal.Sig
         assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_the_engines_own_scheduler_is_not_on_a_virtual_clock(tmp_path: Path) -> None:
-    trace = Trace(Header("one", 0, "test"), (Request("a", "x", 0.0, (Segment("p", 20),), 2),))
-    with pytest.raises(BadInput, match="scheduler 'stock': only a real engine has a scheduler of its own"):
-        VirtualVLLM().run(trace, parse("stock"), tmp_path / "logs", quiet)
+@pytest.mark.parametrize("engine", verify.ENGINES)
+@pytest.mark.parametrize("policy", ["stock", "vllm:fcfs", "sglang:lpm"])
+def test_the_engines_own_scheduler_is_not_on_a_virtual_clock(
+    engine: str, policy: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=f"scheduler '{policy}': .*name one of ours"):
+        one_request(tmp_path, engine, policy)
     assert not (tmp_path / "logs").exists()

@@ -7,16 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +21,29 @@ import pytest
 from pydantic import ValidationError
 
 from suite import environments, policies
-from suite.backends import vllm_server
-from suite.backends.base import KEPT, Incomplete, Outcome
+from suite.backends import launch, vllm_server
+from suite.backends.base import Incomplete, Outcome
 from suite.backends.servers import POOL, ask
 from suite.backends.vllm import VLLM
 from suite.errors import BadInput
 from suite.processes import free_port
 from suite.results import REQUEST_COLUMNS, SERVICE_COLUMNS
-from suite.trace import Header, Request, Segment, Trace, checked, write
+from suite.trace import Trace, write
+from tests.stand_ins import (
+    a_trace,
+    environment,
+    fake_pids,
+    flags,
+    installed,
+    quiet,
+    running,
+    serving,
+    session_of,
+    told,
+    until,
+    url_of,
+)
 
-FAKE = Path(__file__).with_name("fake_vllm.py")
-SUITE = Path(sys.executable).with_name("suite")
 KV_BYTES = 2 * 2 * 2 * 32 * 4
 """Of a token in `tiny`: keys and values, 2 layers, 2 heads of 32, 4 bytes."""
 
@@ -59,14 +67,7 @@ class Mine(FCFS):
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the environment of the stand-in, and the models it is given."""
-    root = tmp_path_factory.mktemp("engines")
-    python = root / "vllm-0.32.0-cpu" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" "$@"\n')
-    python.chmod(0o755)
-    marker = {"engine": "vllm", "version": "0.32.0", "device": "cpu", "torch": "none"}
-    (python.parents[1] / environments.MARKER).write_text(json.dumps(marker))
-    return root
+    return environment("vllm", "0.32.0", tmp_path_factory.mktemp("engines"))
 
 
 @pytest.fixture
@@ -91,20 +92,6 @@ def done(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(outcome, logs, sorted(imports), environment)
 
 
-@contextmanager
-def installed(engines: Path, folder: Path) -> Iterator[None]:
-    (folder / "tmp").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUITE_ENGINES", str(engines))
-        patch.setenv("TMPDIR", str(folder / "tmp"))
-        patch.setattr(tempfile, "tempdir", None)
-        for limit in ("LATE", "SLUGGISH"):  # others may be at work on this machine
-            patch.setattr(f"suite.replay.{limit}", 60.0)
-        yield
-        KEPT.close()
-        assert running() == []
-
-
 @dataclass(frozen=True)
 class Done:
     """A run, and what its server saw: packages to import, variables."""
@@ -115,60 +102,12 @@ class Done:
     environment: dict[str, str]
 
 
-def running() -> list[int]:
-    """The stand-ins that run, and their wardens: processes that were given something of the environment."""
-    root = os.environ["SUITE_ENGINES"]
-    return [
-        process.pid
-        for process in psutil.process_iter(["cmdline", "status"])
-        if process.info["status"] != psutil.STATUS_ZOMBIE
-        and any(word.startswith(root) for word in process.info["cmdline"] or ())
-    ]
-
-
-def fake_pids() -> list[int]:
-    """The stand-ins themselves."""
-    return [pid for pid in running() if str(FAKE) in psutil.Process(pid).cmdline()]
-
-
 def backend(**settings: Any) -> VLLM:
     return VLLM(**{"model": "tiny", "max_running": 4, "kv_tokens": 1024, "timeout_s": 60.0, **settings})
 
 
-def a_trace(requests: int = 8, output_tokens: int = 5, too_long: bool = False) -> Trace:
-    """Two clients that share a document; the last request follows up on the first, if it is not too long."""
-    document = Segment("document", 100)
-    made = [
-        Request(f"r{i}", "ab"[i % 2], 0.02 * i, (document, Segment(f"question-{i}", 10)), output_tokens)
-        for i in range(requests)
-    ]
-    if too_long:
-        made.append(Request("long", "b", 0.1, (Segment("book", 2000),), 5))
-    else:
-        reply = Segment("reply:r0", output_tokens)
-        made.append(Request("next", "a", 0.0, (document, Segment("question-0", 10), reply), 3, after=("r0",)))
-    return checked(Trace(Header("test", 7, "by hand"), tuple(made)))
-
-
-def quiet(share: float, note: str = "") -> None:
-    pass
-
-
 def run(settings: VLLM, name: str, logs: Path, trace: Trace | None = None) -> Outcome:
     return settings.run(trace or a_trace(), policies.parse(name), logs, quiet)
-
-
-def told(logs: Path) -> dict[str, Any]:
-    """What the stand-in was started with."""
-    found: dict[str, Any] = json.loads((logs / "server.log").read_text().splitlines()[0])
-    return found
-
-
-def flags(logs: Path) -> dict[str, str]:
-    """The flags among them, each with its value, empty if it has none."""
-    words = [*told(logs)["arguments"][1:], "--"]
-    pairs = [(flag, value) for flag, value in pairwise(words) if flag.startswith("--")]
-    return {flag: "" if value.startswith("--") else value for flag, value in pairs}
 
 
 # -- a run -----------------------------------------------------------------------------------------------
@@ -237,14 +176,71 @@ def test_a_prompt_that_never_fits_is_rejected_and_the_run_stays_valid(tmp_path: 
 
 
 @pytest.mark.usefixtures("fake")
-def test_stock_is_left_alone(tmp_path: Path):
-    outcome = run(backend(), "stock", tmp_path)
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_a_scheduler_of_its_own_is_left_alone(policy: str, tmp_path: Path):
+    outcome = run(backend(), f"vllm:{policy}", tmp_path)
     assert outcome.invalid == ()
     assert outcome.engine["service_log"] == "client"
+    assert outcome.engine["policy"]["target"] == f"vllm:{policy}", "as the server says"
     assert not {"--scheduler-cls", "--additional-config"} & set(flags(tmp_path))
+    assert flags(tmp_path)["--scheduling-policy"] == policy
     assert outcome.service["output"].sum() == 43
     assert outcome.requests["cached_tokens"].tolist() == [0] + [96] * 8, "the cache was cold"
-    assert run(backend(), "stock", tmp_path / "again").requests["cached_tokens"].tolist() == [0] + [96] * 8
+    again = run(backend(), f"vllm:{policy}", tmp_path / "again")
+    assert again.requests["cached_tokens"].tolist() == [0] + [96] * 8
+
+
+@pytest.mark.usefixtures("fake")
+def test_vllms_own_priority_is_told_the_traces(tmp_path: Path):
+    urgent = replace(
+        a_trace(), requests=tuple(replace(r, priority=i) for i, r in enumerate(a_trace().requests))
+    )
+    run(backend(), "vllm:priority", tmp_path / "one", urgent)
+    run(backend(), "vllm:fcfs", tmp_path / "two", urgent)
+    assert sorted(priorities(tmp_path / "one")) == list(range(9))
+    assert priorities(tmp_path / "two") == [], "vLLM refuses them under fcfs"
+
+
+def priorities(logs: Path) -> list[int]:
+    """What the stand-in was told of, in no order."""
+    lines = (logs / "server.log").read_text().splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith("priority ")]
+
+
+@pytest.mark.usefixtures("fake")
+def test_another_policy_than_asked_for_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FAKE_POLICY", "priority")
+    with pytest.raises(BadInput, match="another policy is in force: target is 'vllm:priority', not 'vllm:fc"):
+        run(backend(), "vllm:fcfs", tmp_path)
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("name", ["sglang:lpm", "stock"])
+def test_only_its_own_schedulers_run(name: str, tmp_path: Path):
+    with pytest.raises(BadInput, match=rf"scheduler '{name}': .*; vllm has vllm:fcfs, vllm:priority"):
+        run(backend(), name, tmp_path)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_reset_in_the_middle_of_a_run_makes_it_invalid(tmp_path: Path):
+    resets: list[object] = []
+
+    def progress(share: float, note: str = "") -> None:
+        if share == 9 / 10 and not resets:
+            resets.append(ask(f"{url_in(tmp_path)}/reset_prefix_cache", post=True))
+
+    trace = a_trace()
+    late = replace(trace.requests[0], id="late", arrival=5.0)
+    outcome = backend().run(
+        replace(trace, requests=(*trace.requests, late)), policies.parse("fcfs"), tmp_path, progress
+    )
+    assert resets
+    assert any("reset in the middle of the run" in reason for reason in outcome.invalid)
+
+
+def url_in(logs: Path) -> str:
+    """Where the stand-in listens."""
+    return f"http://127.0.0.1:{flags(logs)['--port']}"
 
 
 @pytest.mark.usefixtures("fake")
@@ -282,7 +278,7 @@ def test_when_memory_is_short_the_longest_unused_server_goes(tmp_path: Path, mon
     (second,) = set(fake_pids()) - {first}
     run(backend(), "dlpm", tmp_path / "three")
     assert set(fake_pids()) == {first, second}
-    monkeypatch.setattr(vllm_server, "cpu_shortage", lambda *_: "full" if len(fake_pids()) > 1 else None)
+    monkeypatch.setattr(launch, "cpu_shortage", lambda *_: "full" if len(fake_pids()) > 1 else None)
     run(backend(), "vtc", tmp_path / "four")
     assert first in fake_pids(), "it was used since"
     assert second not in fake_pids()
@@ -342,7 +338,7 @@ def test_a_server_that_dies_in_the_middle_leaves_what_was_measured(tmp_path: Pat
     killed: list[int] = []
 
     def progress(share: float, note: str = "") -> None:
-        if share > 0 and not killed:
+        if share > 0.5 and not killed:
             killed.extend(fake_pids())
             os.kill(killed[0], signal.SIGKILL)
 
@@ -355,7 +351,8 @@ def test_a_server_that_dies_in_the_middle_leaves_what_was_measured(tmp_path: Pat
     counts = Counter(outcome.requests["status"])
     assert counts["finished"] > 0
     assert counts["failed"] > 0
-    assert outcome.service["output"].sum() >= 5 * counts["finished"]
+    slots = 4  # what they had last may not have been written any more
+    assert outcome.service["output"].sum() >= 5 * (counts["finished"] - slots) > 0
     assert "requests failed" in outcome.invalid[0]
     journal = (tmp_path / "client.jsonl").read_text()
     assert journal.count('"status":"finished"') == counts["finished"]
@@ -395,7 +392,7 @@ def test_a_parameter_that_cannot_be_sent_is_refused(tmp_path: Path):
 def test_a_log_cut_short_by_a_full_disk_makes_the_run_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("suite.backends.vllm.LOG_PATIENCE", 0.5)
+    monkeypatch.setattr("suite.backends.engine.LOG_PATIENCE", 0.5)
     monkeypatch.setenv("FAKE_DISK", "1500")
     outcome = run(backend(), "fcfs", tmp_path)
     assert set(outcome.requests["status"]) == {"finished"}
@@ -447,24 +444,6 @@ def test_nothing_is_left_when_the_suite_ends_in_the_middle(ending: signal.Signal
     assert suite.returncode != 0
 
 
-def session_of(session: int) -> list[int]:
-    found = []
-    for process in psutil.process_iter(["status"]):
-        try:
-            if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except ProcessLookupError:
-            pass
-    return found
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-
-
 # -- settings --------------------------------------------------------------------------------------------
 
 
@@ -487,8 +466,8 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
         ({"engine_args": {"no_enforce_eager": True}}, "no_enforce_eager: is the suite's to set; drop it"),
         ({"engine_args": {"seed": None}}, "engine_args.seed: write a flag of `vllm serve` and its value"),
         ({"engine_args": {"seed": date(2024, 1, 1)}}, "engine_args.seed\n *input was not a valid JSON value"),
-        ({"kv_tokens": 64}, r"kv_tokens \(64\) must be at least 96, 3 blocks"),
-        ({"max_length": 50}, r"max_length \(50\) must be at least 96, 3 blocks"),
+        ({"kv_tokens": 64}, r"kv_tokens \(64\) must be at least 96"),
+        ({"max_length": 50}, r"max_length \(50\) must be at least 96"),
         ({"max_runing": 3}, "Extra inputs"),
     ],
 )
@@ -550,7 +529,7 @@ def test_replicas_share_a_gpu(tmp_path: Path):
     assert command[command.index("--block-size") + 1] == "16"
     assert "suite.backends.vllm_plugin.FairAsyncScheduler" in command
     assert "--enforce-eager" not in command
-    assert launch._variables(tmp_path, 1)["CUDA_VISIBLE_DEVICES"] == "0"
+    assert launch._places(1)["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 @pytest.mark.usefixtures("gpus")
@@ -582,25 +561,6 @@ def test_scheduling_ahead_can_be_turned_off(given: dict[str, bool], tmp_path: Pa
 
 
 # -- suite serve -----------------------------------------------------------------------------------------
-
-
-def serving(*words: str, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [SUITE, "serve", "--model", "tiny", "--set", "kv_tokens=1024", "--logs", folder, *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def url_of(process: subprocess.Popen[str]) -> str:
-    """The root of the server's API, once it is up."""
-    assert process.stdout is not None
-    lines = {}
-    for line in process.stdout:
-        key, _, value = line.partition(" ")
-        lines[key] = value.strip()
-        if "Ctrl-C ends it" in line:
-            return lines["url:"].removesuffix("/v1")
-    raise AssertionError(process.communicate())
 
 
 def foreign(url: str, client: str, requests: int) -> None:
@@ -690,6 +650,8 @@ def test_vllm_serves_a_run(tmp_path: Path):
         assert (prompts, one.service["output"].sum()) == (12 * 110 + 115, 63)
         assert one.engine["policy"]["cached_blocks"] == 0
     assert again.engine["logs"] == outcome.engine["logs"], "one server served both"
+    told = vllm_server._policy_told(tmp_path / "one" / "server.log")
+    assert told == "fcfs", "vLLM still accounts for its arguments, as the proof of its own policies wants"
 
 
 @pytest.mark.usefixtures("vllm")

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from suite import dialect
 from suite.backends.base import Outcome, Progress
 from suite.content import Content, replied
-from suite.dialect import Dialect, Prompts, Route, Target
+from suite.dialect import Prompts, Target
 from suite.errors import BadInput, did_you_mean
 from suite.policies import SchedulerSpec
 from suite.replay import Replayed, replay
@@ -47,9 +47,9 @@ class Endpoint(BaseModel):
     """Root of the API, with or without /v1."""
     model: str | None = None
     """By default the one model the server has."""
-    dialect: Dialect = "openai"
+    dialect: Literal["vllm", "openai"] = "openai"
     """`vllm` also asks for exact output lengths and names the client of each request to the server."""
-    route: Route = "completions"
+    route: Literal["completions", "chat"] = "completions"
     prompts: Prompts = "text"
     """Token ids keep the trace's lengths to the token; text works everywhere, with about a token a word."""
     vocabulary: int = Field(default=32_000, ge=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
@@ -29,7 +30,8 @@ class EngineLog:
     `policy` is the first line's word about policy and engine, empty if there is none. `service` has
     `suite.results.SERVICE_COLUMNS`. `requests` has `COLUMNS`, one row per request by id: times of first
     admission and end (NaN where it never happened), tokens cached at admission, tokens recomputed and places
-    lost after it, output tokens. `failed` is what the policy raised, if it did.
+    lost after it, output tokens. `failed` is what the policy raised, if it did. `active` counts the admission
+    passes of an engine's own scheduler by the policy that ordered them.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class EngineLog:
     service: pd.DataFrame
     requests: pd.DataFrame
     failed: str | None
+    active: dict[str, int]
 
 
 def read(path: Path, start: float) -> EngineLog:
@@ -59,6 +62,7 @@ def read(path: Path, start: float) -> EngineLog:
         pd.DataFrame(reading.rows, columns=list(SERVICE_COLUMNS)),
         _requests(reading.requests),
         reading.failed,
+        dict(reading.active),
     )
 
 
@@ -71,6 +75,7 @@ def together(logs: Sequence[EngineLog]) -> EngineLog:
         service,
         pd.concat([log.requests for log in logs]),
         next((log.failed for log in logs if log.failed is not None), None),
+        dict(sum((Counter(log.active) for log in logs), Counter[str]())),
     )
 
 
@@ -165,6 +170,7 @@ class _Reading:
     rows: list[_Row] = field(default_factory=list)
     requests: dict[str, _Seen] = field(default_factory=dict)
     failed: str | None = None
+    active: Counter[str] = field(default_factory=Counter)
 
 
 def _policy(reading: _Reading, time: float, facts: dict[str, Any]) -> None:
@@ -206,6 +212,10 @@ def _failed(reading: _Reading, time: float, message: str) -> None:
     reading.failed = message
 
 
+def _active(reading: _Reading, time: float, policy: str, waiting: int) -> None:
+    reading.active[policy] += 1
+
+
 _KINDS: dict[str, Callable[..., None]] = {
     "policy": _policy,
     "admitted": _admitted,
@@ -215,6 +225,7 @@ _KINDS: dict[str, Callable[..., None]] = {
     "preempted": _preempted,
     "finished": _finished,
     "failed": _failed,
+    "active": _active,
 }
 """Lines of other kinds (steps, timings) are for others."""
 

@@ -19,6 +19,7 @@ again with each `reset`; number n writes
         ["preempted", time, id]
         ["finished", time, id, client, reason, output_tokens, uncomputed]    uncomputed comes off `extend`
         ["failed", time, message]    the policy raised; the engine is going down
+        ["active", time, policy, waiting]    of an engine's own policy: what really ordered an admission pass
     and, where the configuration asks for them with "steps": true or "timing": true,
         ["step", time, new, attended, read, sequences]    a step has ended; see `suite.backends.cost`
         ["timing", time, {"steps", "scheduling_ns", "offers", "deciding_ns"}]    every 100 steps and at the
@@ -45,14 +46,6 @@ from typing import IO, Any, Protocol
 from baselines.decisions import Recorder
 from baselines.scheduler import Candidates, Request, Scheduler
 from baselines.waiting import PrefixMatches, WaitingQueue
-
-ANONYMOUS = "anonymous"
-"""The client of requests that name none."""
-
-LONGEST_NAME = 512
-"""Characters of a client's or request's name that are kept; as in a trace, and so are these bounds:"""
-WEIGHTS = (1e-6, 1e6)
-PRIORITIES = (-(2**31), 2**31)
 
 TIMING_STEPS = 100
 """Engine steps that one "timing" line covers."""
@@ -85,9 +78,10 @@ class FreshMatches(PrefixMatches, Protocol):
 class Host:
     """A policy inside an engine.
 
-    `configuration`: {"scheduler": {"target", "parameters"}, "logs": folder}. `clock` gives the time in
-    seconds. Every method names a thing that happened; `candidates` is the one decision. Raises what the
-    policy raises, after writing it down.
+    `configuration`: {"scheduler": {"target", "parameters"}, "logs": folder}. With {"stock": name} for the
+    scheduler, one of the engine's own decides, `candidates` is not asked, and the logs are the same. `clock`
+    gives the time in seconds. Every method names a thing that happened; `candidates` is the one decision.
+    Raises what the policy raises, after writing it down.
     """
 
     def __init__(
@@ -119,12 +113,10 @@ class Host:
         self._write = service.write
         self._run += 1
         self._sequence = 0
-        scheduler = self._configuration["scheduler"]
-        policy = load(scheduler["target"])(**scheduler["parameters"])
+        policy, facts = _in_force(self._configuration["scheduler"], engine)
         self._policy = Recorder(policy, decisions.write)
         self.waiting = WaitingQueue(self._matches)
-        facts = {"name": policy.name, "source": source_digest(type(policy)), **scheduler, **engine}
-        self._write(["policy", self._clock(), facts])
+        self._write(["policy", self._clock(), {**facts, **engine}])
 
     def close(self) -> None:
         """Write out what is still to be written and close the logs."""
@@ -201,6 +193,10 @@ class Host:
         self._tell("finished", request, *facts, now)
 
     # -- what the engine has done ---------------------------------------------------------------------------
+
+    def passed(self, policy: str, waiting: int) -> None:
+        """The engine has put so many waiting requests in order by this policy of its own."""
+        self._write(["active", self._clock(), policy, waiting])
 
     def stepped(self, new: int, attended: int, read: int, sequences: int) -> None:
         """A step with this work has ended."""
@@ -360,6 +356,15 @@ class LogFile:
             print(f"suite: {file.name}: cannot be written: {error}", file=sys.stderr, flush=True)
             while self._lines.get() is not None:
                 pass
+
+
+def _in_force(scheduler: Mapping[str, Any], engine: Mapping[str, Any]) -> tuple[Scheduler, Mapping[str, Any]]:
+    """The policy of a configuration, and its place in the first line of the service log."""
+    if stock := scheduler.get("stock"):
+        named = {"target": f"{engine['engine']}:{stock}", "name": stock, "parameters": {}, "source": ""}
+        return Scheduler(), named
+    policy = load(scheduler["target"])(**scheduler["parameters"])
+    return policy, {"name": policy.name, "source": source_digest(type(policy)), **scheduler}
 
 
 def load(target: str) -> type[Scheduler]:

@@ -57,6 +57,10 @@ class Replica:
         self.run += 1
         self.service_log = self.folder / f"service-{self.run}.jsonl"
 
+    def began_another(self) -> bool:
+        """Whether the engine has begun a further run, unasked."""
+        return (self.folder / f"service-{self.run + 1}.jsonl").exists()
+
     def keep(self, folder: Path) -> Path:
         """Move the logs of the run in force into a folder and return where the service log is then.
 
@@ -81,9 +85,15 @@ class Replicas:
         server = self._stack.enter_context(Server(command, variables, folder / "server.log"))
         self.all.append(Replica(server, url, folder))
 
-    def stage(self) -> Path:
+    def stage(self, plugin: Plugin | None = None) -> Path:
         """`packages` for as long as the servers live."""
-        return self._stack.enter_context(packages())
+        return self._stack.enter_context(packages(plugin))
+
+    def scratch(self) -> Path:
+        """A folder for what the servers put aside and may leave behind; it is removed after them."""
+        return Path(
+            self._stack.enter_context(TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True))
+        )
 
     def alive(self) -> str | None:
         """None while all run, else how the first that does not has ended."""
@@ -158,14 +168,40 @@ POOL = Pool()
 """The servers that this process keeps."""
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """An entry point by which an engine finds the suite's plugin, under the name `suite`.
+
+    `distribution` is what seems to be installed, `target` "module:function".
+    """
+
+    distribution: str
+    group: str
+    target: str
+
+
 @contextmanager
-def packages() -> Iterator[Path]:
-    """A folder for PYTHONPATH from which an engine can import `suite` and `baselines`, nothing else."""
+def packages(plugin: Plugin | None = None) -> Iterator[Path]:
+    """A folder for PYTHONPATH from which an engine can import `suite` and `baselines`, nothing else.
+
+    With `plugin` it looks as if a distribution that has this entry point were installed there.
+    """
     with TemporaryDirectory(prefix="suite-") as name:
         folder = Path(name)
         for package in (suite, baselines):
             (folder / package.__name__).symlink_to(next(iter(package.__path__)))
+        if plugin is not None:
+            _distribute(plugin, folder)
         yield folder
+
+
+def _distribute(plugin: Plugin, folder: Path) -> None:
+    about = folder / f"{plugin.distribution}-{suite.__version__}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {plugin.distribution}\nVersion: {suite.__version__}\n"
+    )
+    (about / "entry_points.txt").write_text(f"[{plugin.group}]\nsuite = {plugin.target}\n")
 
 
 def wanted(scheduler: SchedulerSpec) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""vLLM on a virtual clock: its real scheduler and KV cache manager, no model, the suite's cost model.
+"""vLLM and SGLang on a virtual clock: their real schedulers and caches, no model, the suite's cost model.
 
-The judge of the simulator: what the two do with one trace is compared by `suite.verify`.
+The judges of the simulator: what it and they do with one trace is compared by `suite.verify`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -34,26 +35,27 @@ VOCABULARY = 2**31 - 1
 
 SERVICE_LOG = "service-0.jsonl"
 
+LAST_WORDS = 10.0
+"""Seconds that a driver which answers no more has for ending."""
 
-class VirtualVLLM(Simulator):
-    """Settings as the simulator's, with vLLM's own scheduler in place of a simulated one."""
+
+class Virtual(Simulator):
+    """Settings as the simulator's, with an engine's own scheduler in place of a simulated one."""
 
     exclusive: ClassVar[bool] = False
 
-    kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
     clock: Literal["virtual"] = "virtual"
-    engine: Literal["vllm"] = "vllm"
     version: str | None = None
-    """Of vLLM; by default the newest that is installed."""
+    """Of the engine; by default the newest that is installed."""
 
     def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
-        """Serve the trace. Raises `BadInput` if vLLM is not installed, or stops."""
+        """Serve the trace. Raises `BadInput` if the engine is not installed, or stops."""
         served = self.serve(trace, scheduler, logs)
         log = engine_log.read(logs / SERVICE_LOG, 0.0)
         return Outcome(_requests(trace, served, log.requests), log.service, self._word(served, log.policy))
 
     def serve(self, trace: Trace, scheduler: SchedulerSpec, logs: Path) -> dict[str, Any]:
-        """What `suite.backends.vllm_virtual` answers; its logs go into the folder."""
+        """What the driver answers, see `suite.backends.virtual_driver`; its logs go into the folder."""
         scheduler.build()  # refused here if it is the engine's own
         logs.mkdir(parents=True, exist_ok=True)
         (logs / SERVICE_LOG).unlink(missing_ok=True)  # of a run that broke off
@@ -66,11 +68,12 @@ class VirtualVLLM(Simulator):
             "token_budget": self.token_budget,
             "blocks": self.pool_tokens() // self.block_tokens,
             "block_tokens": self.block_tokens,
+            "clip": self.clip_tokens,
         }
         try:
-            return _driver(self.version).ask(job, logs)
+            return _driver(self.engine, self.version).ask(job, logs)
         except BaseException:
-            _close(self.version)
+            _close(self.engine, self.version)
             raise
 
     def _word(self, served: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +85,21 @@ class VirtualVLLM(Simulator):
             "seen": served["seen"],
             "policy": policy,
         }
+
+
+class VirtualVLLM(Virtual):
+    """vLLM's scheduler and KV cache manager."""
+
+    kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
+    engine: Literal["vllm"] = "vllm"
+
+
+class VirtualSGLang(Virtual):
+    """SGLang's scheduler and prefix cache, without overlap."""
+
+    kind: Literal["sglang"] = "sglang"  # type: ignore[assignment]
+    engine: Literal["sglang"] = "sglang"
+    block_tokens: Literal[1] = 1
 
 
 def _told(trace: Trace) -> list[dict[str, Any]]:
@@ -121,16 +139,17 @@ def _requests(trace: Trace, served: dict[str, Any], log: pd.DataFrame) -> pd.Dat
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS))
 
 
-# -- the process in vLLM's environment -------------------------------------------------------------------
+# -- the process in the engine's environment -------------------------------------------------------------
 
 
 class Driver:
-    """`suite.backends.vllm_virtual`, kept for the next trace: importing vLLM takes seconds.
+    """A `program` that works off jobs, kept for the next one: importing an engine takes seconds.
 
     It ends when its input does, in the middle of a job too, and so with this process, however that ends.
     """
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, program: Sequence[str]) -> None:
+        self._engine = environment.engine
         self._open = ExitStack()
         self._errors = self._open.enter_context(TemporaryFile())  # noqa: SIM115  closed by the stack
         places = {
@@ -141,7 +160,7 @@ class Driver:
         self._answers = self._open.enter_context(os.fdopen(reading, "rb"))
         with os.fdopen(writing, "wb"):  # theirs alone once they run
             self._process = subprocess.Popen(
-                [str(environment.python), "-m", "suite.backends.vllm_virtual", str(writing)],
+                [str(environment.python), *program, str(writing)],
                 env=variables({**environment.variables, **places}),
                 stdin=subprocess.PIPE,
                 stdout=self._errors,
@@ -158,7 +177,9 @@ class Driver:
             self._process.stdin.flush()
         if (answer := self._answers.readline()).endswith(b"\n"):
             return dict(json.loads(answer))
-        raise BadInput(f"vllm stopped: {self._reason(logs)}")
+        with suppress(subprocess.TimeoutExpired):  # it may be about to say why
+            self._process.wait(LAST_WORDS)
+        raise BadInput(f"{self._engine} stopped: {self._reason(logs)}")
 
     def _reason(self, logs: Path) -> str:
         """What the policy raised, or the last words of the process, which go into a log."""
@@ -176,18 +197,19 @@ class Driver:
         self._open.close()
 
 
-_drivers: dict[str | None, Driver] = {}
+_drivers: dict[tuple[str, str | None], Driver] = {}
 
 
-def _driver(version: str | None) -> Driver:
-    """The driver of a release of vLLM, started when first asked for."""
-    if version not in _drivers:
-        _drivers[version] = Driver(environments.find("vllm", "cpu", version))
-        KEPT.callback(_close, version)
-    return _drivers[version]
+def _driver(engine: str, version: str | None) -> Driver:
+    """The driver of a release of an engine, started when first asked for."""
+    if (engine, version) not in _drivers:
+        program = ["-m", f"suite.backends.{engine}_virtual"]
+        _drivers[engine, version] = Driver(environments.find(engine, "cpu", version), program)
+        KEPT.callback(_close, engine, version)
+    return _drivers[engine, version]
 
 
-def _close(version: str | None) -> None:
+def _close(engine: str, version: str | None) -> None:
     """End a driver, if there is one."""
-    if driver := _drivers.pop(version, None):
+    if driver := _drivers.pop((engine, version), None):
         driver.close()

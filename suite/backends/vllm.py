@@ -1,212 +1,69 @@
-"""Real vLLM under any scheduler: it is started here, the trace replayed, both sides' logs merged."""
+"""Real vLLM under any scheduler."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
-
-from suite import environments, models
-from suite.backends import endpoint, engine_log
-from suite.backends.base import Incomplete, Outcome, Progress
-from suite.backends.engine_log import EngineLog
-from suite.backends.servers import ENGINE_BYTES, POOL, Replicas, wait_for
-from suite.backends.vllm_server import Launch, home
-from suite.content import Content
-from suite.errors import BadInput
+from suite.backends.engine import EngineBackend
+from suite.backends.launch import Launch
+from suite.backends.vllm_server import VLLMLaunch
 from suite.models import Model
-from suite.policies import SchedulerSpec
-from suite.replay import Replayed, Target, replay
-from suite.results import REQUEST_COLUMNS
-from suite.trace import Trace
 
 CPU_BLOCK = 32
 """Tokens of a block on the CPU are a multiple of it, the attention kernels' own block."""
 CUDA_BLOCK = 16
-CPU_POOL = 256 * 2**20
-"""Bytes of KV pool on the CPU unless told otherwise. vLLM's own choice, most of the memory, would leave none
-for a second server."""
-LOG_PATIENCE = 5.0
-"""Seconds the engine may take to write down the end of requests that the client saw end."""
-DEATH = 5.0
-"""Seconds a server whose engine is dead may take to end; until then it answers with errors."""
 
-_NAMES = {
-    "max-num-seqs": "max_running",
-    "max-num-batched-tokens": "token_budget",
-    "num-gpu-blocks-override": "kv_tokens",
-    "kv-cache-memory-bytes": "kv_tokens",
-    "block-size": "block_tokens",
-    "max-model-len": "max_length",
-    "tensor-parallel-size": "tensor_parallel",
-}
-"""vLLM's flags that are settings here, by their names there."""
 _OURS = (
-    "additional-config", "data-parallel-size", "gpu-memory-utilization", "host", "model", "port",
-    "scheduler-cls", "served-model-name", "uds",
+    "additional-config", "data-parallel-size", "dtype", "enable-prompt-tokens-details",
+    "gpu-memory-utilization", "host", "model", "port", "scheduler-cls", "scheduling-policy",
+    "served-model-name", "uds",
 )  # fmt: skip
-"""Flags that are the suite's to set."""
-_FLAG = re.compile(r"[a-z][a-z0-9.-]*")
 _SMALLEST = 3
 """Blocks without which a server cannot show that its cache is cold; see `Launch.renew`."""
 
 
-class VLLM(BaseModel):
-    """Settings of vLLM, and the `Backend` that serves a trace with it in real time."""
+class VLLM(EngineBackend):
+    """Settings of vLLM, and the `Backend` that serves a trace with it in real time.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A block has 32 tokens on the CPU and 16 on CUDA, unless `block_tokens` says otherwise.
+    """
 
-    exclusive: ClassVar[bool] = True
+    program: ClassVar[str] = "vllm serve"
+    named: ClassVar[Mapping[str, str]] = {
+        "max-num-seqs": "max_running",
+        "max-num-batched-tokens": "token_budget",
+        "num-gpu-blocks-override": "kv_tokens",
+        "kv-cache-memory-bytes": "kv_tokens",
+        "block-size": "block_tokens",
+        "max-model-len": "max_length",
+        "tensor-parallel-size": "tensor_parallel",
+    }
+    ours: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "cpu": (*_OURS, "enforce-eager", "distributed-executor-backend"),
+        "cuda": _OURS,
+    }
+    launcher: ClassVar[type[Launch]] = VLLMLaunch
 
     kind: Literal["vllm"] = "vllm"
-    clock: Literal["real"] = "real"
-    model: str = "mid"
-    """A name of `suite.models`, a folder, or a name on the hub."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    version: str | None = None
-    """Of vLLM; by default the newest that is installed."""
-    max_running: int = Field(default=64, ge=1)
-    """Requests running at once."""
-    token_budget: int = Field(default=2048, ge=1)
-    """Tokens computed in one step."""
-    kv_tokens: int | None = Field(default=None, ge=1)
-    """Size of each replica's KV pool in tokens; by default 256 MiB on the CPU, on CUDA what vLLM finds."""
-    block_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of a block of the prefix cache: by default 32 on the CPU, 16 on CUDA."""
-    max_length: int | None = Field(default=None, ge=2)
-    """Tokens of prompt and output together above which a request is rejected; by default what fits model and
-    KV pool."""
-    replicas: int = Field(default=1, ge=1)
-    tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs of a replica."""
-    gpus: list[int] | None = None
-    """The GPUs of the first replica, then those of the second, ...; one GPU may stand more than once."""
-    client_processes: int = Field(default=1, ge=1)
-    timeout_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
-    """A request without an end after so many seconds has failed."""
-    start_timeout_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    engine_args: dict[str, JsonValue] = Field(default_factory=dict)
-    """More flags of `vllm serve`: {"enforce-eager": true} is --enforce-eager."""
-
-    @model_validator(mode="after")
-    def _can_work(self) -> Self:
-        for problem in (self._wrong_sizes(), self._wrong_gpus(), self._wrong_arguments()):
-            if problem:
-                raise ValueError(problem)
-        return self
-
-    # -- serving -----------------------------------------------------------------------------------------
-
-    def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
-        """Serve the trace in real time.
-
-        In `logs`: server.log of vLLM, service.jsonl and decisions.jsonl of the policy, client.jsonl of the
-        client; with several replicas those of the engine in replica-0, replica-1, ... The server stays up for
-        the next run with the same settings and scheduler, its server.log where it was started.
-        """
-        launch = self.launch(scheduler)
-        start = partial(launch.start, logs, progress)
-        with POOL.lease(launch.key, start, launch.renew, launch.shortage) as replicas:
-            facts = [launch.facts(one) for one in replicas.all]
-            replayed = self._replayed(trace, launch.model, replicas, logs, progress)
-            log = None if launch.stock else _engine_log(replicas, logs, replayed)
-            outcome = _outcome(replayed, log, self._word(launch, replicas, facts, logs))
-            if broken := _broken(replicas, replayed, log):
-                raise Incomplete(f"{launch.name} broke off: {broken}", outcome)
-        return outcome
-
-    @contextmanager
-    def serving(
-        self,
-        scheduler: SchedulerSpec,
-        logs: Path,
-        progress: Progress,
-        port: int | None = None,
-        details: tuple[str, ...] = (),
-    ) -> Iterator[tuple[Launch, Replicas]]:
-        """Servers that are up as long as the context lasts; the first listens on `port` if it is given.
-
-        For `details` see `Launch`.
-        """
-        launch = replace(self.launch(scheduler), details=details)
-        if lacking := launch.shortage():
-            raise BadInput(lacking)
-        replicas = launch.start(logs, progress, port)
-        try:
-            yield launch, replicas
-        finally:
-            replicas.stop()
 
     @property
     def block(self) -> int:
-        """Tokens of a block, the default filled in."""
+        """32 on the CPU, 16 on CUDA."""
         return self.block_tokens or (CUDA_BLOCK if self.device == "cuda" else CPU_BLOCK)
 
-    def launch(self, scheduler: SchedulerSpec) -> Launch:
-        """How its servers are started under a scheduler. Raises `BadInput` for what cannot work."""
-        model = models.model(self.model)
-        pool = self._pool_tokens(model)
-        launch = Launch(
-            environment=environments.find("vllm", self.device, self.version),
-            model=model,
-            scheduler=scheduler,
-            flags={**self._flags(model, pool), **_normal(self.engine_args)},
-            asynchronous=self._asynchronous(),
-            replicas=self.replicas,
-            gpus=self._gpus(),
-            needed=(model.weight_bytes + (pool or 0) * model.kv_bytes) // self.tensor_parallel + ENGINE_BYTES,
-            start_timeout_s=self.start_timeout_s,
-        )
-        _ = launch.policy
-        return launch
+    @property
+    def least(self) -> int:
+        """Three blocks."""
+        return _SMALLEST * self.block
 
-    def _replayed(
-        self, trace: Trace, model: Model, replicas: Replicas, logs: Path, progress: Progress
-    ) -> Replayed:
-        return replay(
-            trace,
-            Content(trace.header.seed, model.vocabulary, model.first_token),
-            [Target(one.url, model.name, "vllm", "completions", "tokens") for one in replicas.all],
-            processes=self.client_processes,
-            journal=logs / "client.jsonl",
-            progress=progress,
-            timeout_s=self.timeout_s,
-            alive=replicas.alive,
-        )
-
-    def _word(
-        self, launch: Launch, replicas: Replicas, facts: Sequence[dict[str, Any]], logs: Path
-    ) -> dict[str, Any]:
-        """What the manifest says of the engine. Logs are named from the folder of the experiment."""
-        blocks = facts[0].get("blocks")
-        pool = self._pool_tokens(launch.model)
-        return {
-            "engine": "vllm",
-            "version": launch.environment.version,
-            "torch": launch.environment.torch,
-            "replicas": self.replicas,
-            "kv_tokens": pool if blocks is None else blocks * self.block,
-            "block_tokens": self.block,
-            "policy": facts[0],
-            "logs": [os.path.relpath(one.server.log, logs.parent.parent) for one in replicas.all],
-        }
-
-    # -- settings as flags -------------------------------------------------------------------------------
-
-    def _flags(self, model: Model, pool: int | None) -> dict[str, Any]:
+    def _flags(self, model: Model, pool: int | None, length: int) -> dict[str, Any]:
         flags: dict[str, Any] = {
             "dtype": model.dtype,
             "block-size": self.block,
             "max-num-seqs": self.max_running,
             "max-num-batched-tokens": self.token_budget,
-            "max-model-len": self._length(model, pool),
+            "max-model-len": length,
             "tensor-parallel-size": self.tensor_parallel,
             "enable-prompt-tokens-details": True,
             "disable-uvicorn-access-log": True,
@@ -221,39 +78,7 @@ class VLLM(BaseModel):
             flags |= {"enforce-eager": True, "distributed-executor-backend": "uni"}
         return flags
 
-    def _pool_tokens(self, model: Model) -> int | None:
-        """Tokens of a replica's KV pool; None where vLLM is to find out what fits."""
-        if self.kv_tokens is not None or self.device == "cuda":
-            return self.kv_tokens
-        return CPU_POOL // (self.block * model.kv_bytes) * self.block
-
-    def _length(self, model: Model, pool: int | None) -> int:
-        fits = min(model.max_length, pool or model.max_length)
-        if self.max_length is not None and self.max_length > fits:
-            what = "the model's" if fits == model.max_length else "the KV pool's"
-            raise BadInput(
-                f"max_length: {self.max_length} tokens are more than {what} {fits}; make it smaller"
-            )
-        return self.max_length or fits
-
-    def _gpus(self) -> tuple[tuple[str, ...], ...]:
-        """The GPUs of each replica; by default the first visible ones."""
-        if self.device == "cpu":
-            return ()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.tensor_parallel)))
-        chosen = [str(gpu) for gpu in self.gpus] if self.gpus is not None else visible.split(",")
-        size = self.tensor_parallel
-        return tuple(tuple(chosen[i * size : (i + 1) * size]) for i in range(self.replicas))
-
-    def _asynchronous(self) -> bool:
-        """Whether vLLM schedules ahead of the model: on CUDA, unless told not to; never on the CPU."""
-        given = _normal(self.engine_args)
-        off = given.get("async-scheduling") is False or given.get("no-async-scheduling") is True
-        return self.device == "cuda" and not off
-
-    # -- settings that cannot work -----------------------------------------------------------------------
-
-    def _wrong_sizes(self) -> str | None:
+    def _wrong_budget(self) -> str | None:
         if self.token_budget < self.max_running:
             return (
                 f"token_budget ({self.token_budget}) must be at least max_running ({self.max_running}), so "
@@ -261,88 +86,4 @@ class VLLM(BaseModel):
             )
         if self.device == "cpu" and self.block % CPU_BLOCK:
             return f"block_tokens ({self.block}) must be a multiple of {CPU_BLOCK} on the CPU"
-        if self.kv_tokens is not None and self.kv_tokens % self.block:
-            return f"kv_tokens ({self.kv_tokens}) must be a multiple of block_tokens ({self.block})"
-        least = _SMALLEST * self.block
-        for name, given in (("kv_tokens", self.kv_tokens), ("max_length", self.max_length)):
-            if given is not None and given < least:
-                return f"{name} ({given}) must be at least {least}, {_SMALLEST} blocks"
         return None
-
-    def _wrong_gpus(self) -> str | None:
-        wanted = self.replicas * self.tensor_parallel
-        if self.device == "cpu":
-            return (
-                "gpus and tensor_parallel are for device: cuda"
-                if self.gpus or wanted > self.replicas
-                else None
-            )
-        if self.gpus is None and self.replicas > 1:
-            return "gpus: name those of each replica, such as [0, 1]; one GPU may stand more than once"
-        if self.gpus is not None and (len(self.gpus) != wanted or min(self.gpus) < 0):
-            return f"gpus: {wanted} wanted ({self.tensor_parallel} for each replica), not {self.gpus}"
-        if self.kv_tokens is None and self.gpus is not None and len(set(self.gpus)) < wanted:
-            return "kv_tokens: missing; say how large the KV pools of replicas that share a GPU are"
-        return None
-
-    def _wrong_arguments(self) -> str | None:
-        cpu = ("enforce-eager", "distributed-executor-backend") if self.device == "cpu" else ()
-        ours = (*_OURS, *cpu, "dtype", "enable-prompt-tokens-details")
-        for given, value in self.engine_args.items():
-            flag = _flag(given)
-            if value is None or not _FLAG.fullmatch(flag):
-                return f"engine_args.{given}: write a flag of `vllm serve` and its value, such as seed: 3"
-            bare = flag.removeprefix("no-").partition(".")[0]
-            if name := next((_NAMES[known] for known in _NAMES if known.startswith(bare)), None):
-                return f"engine_args.{given}: is {name} here; set that"
-            if any(known.startswith(bare) for known in ours):  # vLLM understands abbreviations
-                return f"engine_args.{given}: is the suite's to set; drop it"
-        return None
-
-
-def _flag(key: str) -> str:
-    """A flag's name as vLLM writes it: max_num_seqs and --max-num-seqs are max-num-seqs."""
-    return key.removeprefix("--").replace("_", "-")
-
-
-def _normal(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {_flag(key): value for key, value in arguments.items()}
-
-
-# -- after a run -----------------------------------------------------------------------------------------
-
-
-def _engine_log(replicas: Replicas, logs: Path, replayed: Replayed) -> EngineLog:
-    """The engine's own account of the run, moved into the run's folder and, if possible, complete."""
-    paths = [one.keep(home(logs, number, len(replicas.all))) for number, one in enumerate(replicas.all)]
-
-    def read() -> EngineLog:
-        return engine_log.together([engine_log.read(path, replayed.start) for path in paths])
-
-    wait_for(lambda: engine_log.missing(read(), replayed.requests) is None, LOG_PATIENCE)
-    return read()
-
-
-def _outcome(replayed: Replayed, log: EngineLog | None, word: dict[str, Any]) -> Outcome:
-    """What the run gave, by the engine's account where there is one, and what speaks against it."""
-    outcome = endpoint.outcome(replayed, word)
-    if log is None:
-        return outcome
-    requests, disagreements = engine_log.merge(replayed.requests, log)
-    lacking = engine_log.missing(log, requests)
-    return replace(
-        outcome,
-        requests=requests[list(REQUEST_COLUMNS)],
-        service=log.service,
-        engine={**outcome.engine, "service_log": "engine"},
-        invalid=(*outcome.invalid, *disagreements, *([lacking] if lacking else [])),
-    )
-
-
-def _broken(replicas: Replicas, replayed: Replayed, log: EngineLog | None) -> str | None:
-    """Why the engine broke off in the middle of the run, if it did."""
-    if log is not None and log.failed:
-        return f"the scheduler failed: {log.failed} (log: {replicas.all[0].server.log})"
-    if (replayed.requests["status"] == "failed").any():
-        wait_for(lambda: replicas.alive() is not None, DEATH)
-    return replicas.alive()

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from math import isfinite
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, RequestQueue
 from vllm.v1.request import RequestStatus
 
-from suite.backends.host import ANONYMOUS, LONGEST_NAME, PRIORITIES, WEIGHTS, Host, Served
+from suite.backends import said
+from suite.backends.host import Host, Served
 
 
 class PolicyQueue(RequestQueue):  # type: ignore[misc]  # vllm is not in the suite's environment
@@ -206,24 +206,11 @@ def _holds_memory(request: Any) -> bool:
 def _facts(request: Any) -> tuple[str, str, int, float, int]:
     """Id, client, prompt tokens, weight, priority."""
     sampling = request.sampling_params
-    said = (sampling.extra_args if sampling else None) or {}
+    says = (sampling.extra_args if sampling else None) or {}
     return (
-        _name(said.get("request_id"), request.request_id),
-        _name(said.get("client_id"), ANONYMOUS),
+        said.name(says.get("request_id"), request.request_id),
+        said.name(says.get("client_id"), said.ANONYMOUS),
         request.num_prompt_tokens,
-        _number(said.get("weight"), 1.0, *WEIGHTS),
-        int(_number(said.get("priority"), request.priority, *PRIORITIES)),
+        said.weight(says.get("weight")),
+        said.priority(says.get("priority"), request.priority),
     )
-
-
-def _name(said: Any, default: str) -> str:
-    return default if said is None else str(said)[:LONGEST_NAME]
-
-
-def _number(said: Any, default: float, low: float, high: float) -> float:
-    """The number said, kept within bounds; the default if it is none, or no positive one where one is due."""
-    with suppress(TypeError, ValueError, OverflowError):
-        number = float(said)
-        if isfinite(number) and (number > 0 or low < 0):
-            return min(max(number, low), high)
-    return default

@@ -1,157 +1,90 @@
-"""How vLLM servers are started with a policy inside, and made as new for the next run."""
+"""How vLLM servers are started, asked and reset."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from packaging.version import Version
-
-from suite.backends import engine_log
-from suite.backends.base import Progress
-from suite.backends.servers import (
-    Replica,
-    Replicas,
-    ask,
-    cpu_shortage,
-    first_line,
-    gpu_memory,
-    gpu_shortage,
-    variables,
-    wait_for,
-    wait_until_up,
-    wanted,
-)
-from suite.environments import Environment
-from suite.errors import BadInput
-from suite.models import Model
-from suite.policies import SchedulerSpec, Stock
-from suite.processes import check_port, free_port
-
-LOG_PATIENCE = 10.0
-"""Seconds an engine may take to begin the log of a run."""
-
-WHOLE = 0.9
-"""Share of a GPU's memory that vLLM takes where it is to find out how large a KV pool fits."""
+from suite.backends.launch import FIRST_ANSWER, LOG_PATIENCE, Launch, Sizes
+from suite.backends.servers import Replica, ask, gpu_memory
+from suite.dialect import Target
 
 _PLUGIN = "suite.backends.vllm_plugin"
-_FIRST_ANSWER = 120.0
-"""Seconds the first request may take; an engine makes much ready only when it is asked."""
 
 
 @dataclass(frozen=True)
-class Launch:
-    """All that decides what a set of vLLM servers is.
+class VLLMLaunch(Launch):
+    """vLLM servers; `flags` are those of `vllm serve`. Its own schedulers run without the plugin."""
 
-    `flags` are those of `vllm serve`, without address and policy; `gpus` the GPUs of each replica by index or
-    UUID, nothing on the CPU; `needed` the bytes of memory of a replica, on each of its GPUs.
-    """
-
-    environment: Environment
-    model: Model
-    scheduler: SchedulerSpec
-    flags: Mapping[str, Any]
-    asynchronous: bool
-    replicas: int
-    gpus: tuple[tuple[str, ...], ...]
-    needed: int
-    start_timeout_s: float
-    details: tuple[str, ...] = ()
-    """What the service log is to hold besides: "steps", "timing"; see `suite.backends.host`."""
+    engine: ClassVar[str] = "vllm"
 
     @property
-    def stock(self) -> bool:
-        """True if vLLM's own scheduler is left alone."""
-        return isinstance(self.scheduler, Stock)
+    def logged(self) -> bool:
+        """False for vLLM's own schedulers, which are left alone."""
+        return self.stock is None
 
-    @property
-    def name(self) -> str:
-        """As shown to people."""
-        return f"vllm under {self.scheduler.label}"
+    def target(self, replica: Replica) -> Target:
+        """Requests say their priority where vLLM is to go by it."""
+        by_priority = self.stock is not None and self.stock.policy == "priority"
+        return Target(replica.url, self.model.name, "vllm", "completions", "tokens", by_priority)
 
-    @property
-    def key(self) -> str:
-        """Equal for launches that give the same servers."""
-        return json.dumps(
-            [str(self.environment.folder), self.model.path, self.flags, self.policy, self.replicas, self.gpus]
-        )
+    def sizes(self, replica: Replica) -> Sizes:
+        """From the log's first line."""
+        facts = self.facts(replica)
+        pool = facts["blocks"] * facts["block_size"]
+        return Sizes(facts["max_num_batched_tokens"], facts["max_num_seqs"], pool)
 
-    @cached_property
-    def policy(self) -> dict[str, Any]:
-        """What must be in force: target, parameters, and the digest of the source; nothing for stock.
+    def facts(self, replica: Replica) -> dict[str, Any]:
+        """For vLLM's own scheduler what the server has written at its start."""
+        if self.logged:
+            return super().facts(replica)
+        name = _policy_told(replica.server.log)
+        return {"target": f"vllm:{name}", "name": name, "parameters": {}, "source": ""}
 
-        Raises `BadInput` if a parameter cannot be written as JSON.
-        """
-        if self.stock:
-            return {}
-        return {**wanted(self.scheduler), "source": self.scheduler.source_digest}
+    def version(self, replica: Replica) -> str:
+        """From /version."""
+        return str(ask(f"{replica.url}/version")["version"])
 
-    # -- starting -------------------------------------------------------------------------------------------
+    def serve_one(self, replica: Replica) -> int:
+        """A completion."""
+        prompt = [self.model.first_token] * (2 * self.block + 1)
+        request = {"model": self.model.name, "prompt": prompt, "max_tokens": 2, "ignore_eos": True}
+        answer = ask(f"{replica.url}/v1/completions", request, timeout=FIRST_ANSWER)
+        return int((answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
-    def start(self, logs: Path, progress: Progress, port: int | None = None) -> Replicas:
-        """Start the servers, their logs in `logs`, and return when they are ready for a run.
+    def reset(self, replica: Replica) -> None:
+        """By /reset_prefix_cache, which is there in development mode."""
+        ask(f"{replica.url}/reset_prefix_cache", post=True, timeout=LOG_PATIENCE)
 
-        A given `port` is that of the first replica. Raises `BadInput` that names the cause and the log.
-        """
-        if port is not None:
-            check_port(port)
-        replicas = Replicas()
-        try:
-            packages = replicas.stage()
-            for number in range(self.replicas):
-                self._add(replicas, home(logs, number, self.replicas), packages, None if number else port)
-            wait_until_up(replicas, self.name, self.start_timeout_s, lambda note: progress(0.0, note))
-            self._make_ready(replicas)
-        except BaseException:
-            replicas.stop()
-            raise
-        return replicas
+    def _is_cold(self, facts: Mapping[str, Any]) -> bool:
+        return facts.get("cached_blocks") == 0
 
-    def shortage(self) -> str | None:
-        """What memory is lacking to start the servers, if any."""
-        if not self.gpus:
-            return cpu_shortage(self.replicas * self.needed, self.name)
-        shares = Counter(gpu for gpus in self.gpus for gpu in gpus)
-        return gpu_shortage({gpu: count * self._needed(gpu) for gpu, count in shares.items()}, self.name)
-
-    def _needed(self, gpu: str) -> int:
-        """Bytes that a replica takes on a GPU."""
-        if "kv-cache-memory-bytes" in self.flags:
-            return self.needed
-        return max(self.needed, int(WHOLE * gpu_memory(gpu)[1]))
-
-    def _add(self, replicas: Replicas, folder: Path, packages: Path, port: int | None) -> None:
-        for old in (*folder.glob("service-*.jsonl"), *folder.glob("decisions-*.jsonl")):
-            old.unlink()  # of a run that broke off; it must not be taken for this one's
-        port = port or free_port()
-        command = self._command(port, folder, len(replicas.all))
-        own = self._variables(packages, len(replicas.all))
-        replicas.add(command, variables(own), folder, f"http://127.0.0.1:{port}")
+    def _variables(self, folder: Path) -> dict[str, str]:
+        return {"VLLM_SERVER_DEV_MODE": "1"}
 
     def _command(self, port: int, folder: Path, number: int) -> list[str]:
         serve = [str(self.environment.python), "-m", "vllm.entrypoints.cli.main", "serve", self.model.path]
         address = {"host": "127.0.0.1", "port": port, "served-model-name": self.model.name}
-        flags = {**self.flags, **self._share(number), **self._plugin(folder), **address}
+        flags = {**self.flags, **self._share(number), **self._scheduling(folder), **address}
         return [*serve, *(word for flag, value in flags.items() for word in _words(flag, value))]
 
-    def _plugin(self, folder: Path) -> dict[str, Any]:
+    def _scheduling(self, folder: Path) -> dict[str, Any]:
         if self.stock:
-            return {}
+            return {"scheduling-policy": self.stock.policy}
         return {
-            "scheduler-cls": f"{_PLUGIN}.{'FairAsyncScheduler' if self.asynchronous else 'FairScheduler'}",
-            "additional-config": {
-                "suite": {
-                    "scheduler": wanted(self.scheduler),
-                    "logs": str(folder.absolute()),
-                    **dict.fromkeys(self.details, True),
-                }
-            },
+            "scheduler-cls": f"{_PLUGIN}.{'FairAsyncScheduler' if self._asynchronous else 'FairScheduler'}",
+            "additional-config": {"suite": self.configuration(folder)},
         }
+
+    @property
+    def _asynchronous(self) -> bool:
+        """Whether vLLM schedules ahead of the model: on CUDA, unless told not to; never on the CPU."""
+        off = self.flags.get("async-scheduling") is False or self.flags.get("no-async-scheduling") is True
+        return self.environment.device == "cuda" and not off
 
     def _share(self, number: int) -> dict[str, Any]:
         """The share of each GPU that vLLM checks to be free."""
@@ -161,107 +94,18 @@ class Launch:
         _, total = gpu_memory(gpu)
         return {"gpu-memory-utilization": round(min(self._needed(gpu) / total, 1.0), 4)}
 
-    def _variables(self, packages: Path, number: int) -> dict[str, str]:
-        own = {**self.environment.variables, "PYTHONPATH": str(packages), "VLLM_SERVER_DEV_MODE": "1"}
-        if self.model.is_local:
-            own |= {"HF_HUB_OFFLINE": "1"}
-        if self.gpus:
-            own |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(self.gpus[number])}
-        return own
 
-    # -- before each run ------------------------------------------------------------------------------------
+def _policy_told(log: Path) -> str:
+    """The policy in vLLM's account of the arguments that differ from its defaults.
 
-    def renew(self, replicas: Replicas) -> bool:
-        """Begin a run with a cold cache and a fresh policy; False if that cannot be proved.
-
-        Raises `BadInput` if another policy is in force than was asked for.
-        """
-        try:
-            return all(self._renew(replica) for replica in replicas.all)
-        except OSError:
-            return False
-
-    def facts(self, replica: Replica) -> dict[str, Any]:
-        """The engine's word about itself and the policy, from the log of the run in force; none for stock."""
-        if self.stock:
-            return {}
-        line = first_line(replica.service_log)
-        return dict(line[2]) if line else {}
-
-    def _make_ready(self, replicas: Replicas) -> None:
-        """Serve a first request everywhere, so that no run pays for it, and begin the first run."""
-        try:
-            for replica in replicas.all:
-                self._check_version(replica)
-                self._served(replica)
-        except OSError as error:
-            raise BadInput(f"{self.name} does not serve: {cause(replicas) or error}") from None
-        if not self.renew(replicas):
-            log = replicas.all[0].server.log
-            raise BadInput(f"{self.name}: its cache cannot be reset: {cause(replicas) or f'see {log}'}")
-        for replica in replicas.all:
-            for kind in ("decisions", "service"):
-                (replica.folder / f"{kind}-0.jsonl").unlink(missing_ok=True)
-
-    def _check_version(self, replica: Replica) -> None:
-        found = str(ask(f"{replica.url}/version")["version"])
-        if Version(found).public != self.environment.version:
-            raise BadInput(
-                f"{self.environment.folder}: holds vllm {found}, not {self.environment.version}; "
-                f"install the environment again"
-            )
-
-    def _served(self, replica: Replica) -> int:
-        """Serve a request that fills two blocks, and return how many of its tokens were in the cache."""
-        prompt = [self.model.first_token] * (2 * self.flags["block-size"] + 1)
-        request = {"model": self.model.name, "prompt": prompt, "max_tokens": 2, "ignore_eos": True}
-        answer = ask(f"{replica.url}/v1/completions", request, timeout=_FIRST_ANSWER)
-        return int((answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-
-    def _renew(self, replica: Replica) -> bool:
-        if self.stock:
-            return self._is_cold_after_reset(replica)
-        _reset(replica)
-        replica.begin_run()
-        if not wait_for(lambda: first_line(replica.service_log) is not None, LOG_PATIENCE):
-            return False
-        facts = self.facts(replica)
-        self._check(facts)
-        return facts.get("cached_blocks") == 0
-
-    def _is_cold_after_reset(self, replica: Replica) -> bool:
-        """Whether a reset makes a prompt that was in the cache miss it. Leaves the cache empty."""
-        self._served(replica)
-        known = self._served(replica)
-        _reset(replica)
-        after = self._served(replica)
-        _reset(replica)
-        return known > 0 and after == 0
-
-    def _check(self, facts: Mapping[str, Any]) -> None:
-        for key, value in self.policy.items():
-            if facts.get(key) != value:
-                raise BadInput(
-                    f"{self.name}: another policy is in force: {key} is {facts.get(key)!r}, not {value!r}"
-                )
-
-
-def home(logs: Path, number: int, replicas: int) -> Path:
-    """Where the logs of replica `number` go."""
-    return logs / f"replica-{number}" if replicas > 1 else logs
-
-
-def cause(replicas: Replicas) -> str | None:
-    """Why servers have ended, if they have: what the policy raised, or how the process ended."""
-    reason = replicas.alive()
-    for replica in replicas.all:
-        if replica.service_log.exists() and (raised := engine_log.read(replica.service_log, 0.0).failed):
-            return f"the scheduler failed: {raised} (log: {replica.server.log})"
-    return reason
-
-
-def _reset(replica: Replica) -> None:
-    ask(f"{replica.url}/reset_prefix_cache", post=True, timeout=LOG_PATIENCE)
+    Its /server_info would tell more, and fails where neither pip nor uv is at hand. Raises `OSError` if there
+    is no account.
+    """
+    account = re.search(r"non-default args: (.*)", log.read_text(errors="replace"))
+    if account is None:
+        raise OSError(f"{log}: does not tell the arguments")
+    told = re.search(r"'scheduling_policy': '([\w-]+)'", account[1])
+    return told[1] if told else "fcfs"
 
 
 def _words(flag: str, value: Any) -> list[str]:

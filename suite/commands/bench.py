@@ -51,15 +51,20 @@ def client(
 
 
 @app.command()
-def engine() -> None:
-    """Measure what the plugin costs in vLLM: beside vLLM's own scheduler, and for a decision of each policy.
+def engine(
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="vllm or sglang; repeatable. By default all that are installed."),
+    ] = None,
+) -> None:
+    """Measure what the plugin costs in an engine: beside its own scheduler, and for each policy's decisions.
 
-    Takes about three minutes.
+    Takes about four minutes for each engine.
 
-    Example: suite bench engine
+    Example: suite bench engine --engine sglang
     """
     from suite import bench_engine
 
-    with progress().status("starting vLLM") as status:
-        tables = bench_engine.engine(status.update)
+    with progress().status("starting") as status:
+        tables = bench_engine.engines(engines or (), status.update)
     show(*tables)

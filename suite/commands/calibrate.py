@@ -12,7 +12,7 @@ from suite.commands.console import complain, progress, say, show
 
 
 def calibrate(
-    backend: Annotated[str, typer.Argument(help="Kind of backend; vllm is the one that can be measured.")],
+    backend: Annotated[str, typer.Argument(help="Kind of backend: vllm or sglang.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
     settings: Annotated[
         list[str] | None,

@@ -79,6 +79,7 @@ def _installed() -> Table:
     from rich.text import Text
 
     from suite import environments
+    from suite.catalogue import ENGINES
 
     table = Table(
         "environment", "engine", "device", "python", "torch", "runs", "what is wrong",
@@ -87,7 +88,7 @@ def _installed() -> Table:
     for found in environments.installed():
         engine = f"{found.engine} {found.version}"
         wrong = "\n".join(environments.problems(found)) or "nothing"
-        runs = environments.ENGINES[found.engine].runs
+        runs = ENGINES[found.engine].runs
         name = f"{found.name} -> {found.folder.resolve()}" if found.folder.is_symlink() else found.name
         row = (name, engine, found.device, found.python_version, found.torch, runs, wrong)
         table.add_row(*map(Text, row))
@@ -100,9 +101,10 @@ def _offered() -> Table:
     from rich.table import Table
 
     from suite import environments
+    from suite.catalogue import ENGINES
 
     table = Table("engine", "device", "releases", "command", title="can be installed", title_justify="left")
-    for name, engine in environments.ENGINES.items():
+    for name, engine in ENGINES.items():
         for device in engine.packages:
             releases = ", ".join(environments.releases(name, device))
             table.add_row(name, device, releases, environments.install_command(name, device))

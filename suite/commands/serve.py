@@ -16,15 +16,23 @@ from rich.text import Text
 from suite.commands.console import complain, plain, progress, say, show
 
 if TYPE_CHECKING:
+    from suite.backends.launch import Launch
     from suite.backends.servers import Replicas
-    from suite.backends.vllm_server import Launch
 
 _LOOK = 0.5
 """Seconds between two looks at whether the server lives."""
 
 
+_CLIENT = {
+    "vllm": 'put "vllm_xargs": {"client_id": "NAME"} into the body of each request',
+    "sglang": 'send the header "X-SMG-Routing-Key: NAME" with each request',
+}
+"""How a client says who it is, by engine."""
+
+
 def serve(
     scheduler: Annotated[str, typer.Option("--scheduler", "-s", help="Scheduler to serve under.")],
+    engine: Annotated[str, typer.Option("--engine", "-e", help="vllm or sglang.")] = "vllm",
     model: Annotated[
         str | None, typer.Option(help="tiny, mid, a folder or a name on the hub.", show_default="mid")
     ] = None,
@@ -39,23 +47,23 @@ def serve(
         Path | None, typer.Option(help="Folder for logs.", show_default="results/runs/serve-TIME")
     ] = None,
 ) -> None:
-    """Start vLLM under a scheduler and leave it up until Ctrl-C; then tell what each client got.
+    """Start an engine under a scheduler and leave it up until Ctrl-C; then tell what each client got.
 
-    It speaks the OpenAI API. A client says who it is in the body of each request, beside `model` and
-    `prompt`: "vllm_xargs": {"client_id": "NAME"}.
+    It speaks the OpenAI API. A client says who it is with each request: to vLLM in the body, beside `model`
+    and `prompt`, as "vllm_xargs": {"client_id": "NAME"}; to SGLang in the header X-SMG-Routing-Key.
 
     [bold]Examples[/bold]
 
     suite serve --scheduler dlpm --model tiny
 
-    suite serve -s my_idea.py:MyIdea --port 8100 --set max_running=8 --set kv_tokens=8192
+    suite serve -e sglang -s my_idea.py:MyIdea --port 8100 --set max_running=8 --set kv_tokens=8192
     """
     from suite import policies
-    from suite.backends.vllm import VLLM
+    from suite.backends.engines import named
     from suite.runner import RUNS
     from suite.validation import assignments, validated
 
-    backend = validated(VLLM, {**({"model": model} if model else {}), **assignments(settings or ())})
+    backend = validated(named(engine), {**({"model": model} if model else {}), **assignments(settings or ())})
     folder = logs or RUNS / f"serve-{datetime.now():%Y%m%d-%H%M%S}"
     spec = policies.parse(scheduler)
     with ExitStack() as stack:
@@ -65,7 +73,7 @@ def serve(
             )
         _tell(launch, replicas, folder)
         died = _until_interrupted(replicas)
-    if not launch.stock:
+    if launch.logged:
         show(_table(replicas))
     if died:
         complain(f"failed: {launch.name} {died}")
@@ -76,8 +84,8 @@ def _tell(launch: Launch, replicas: Replicas, folder: Path) -> None:
     for replica in replicas.all:
         say(f"url:     {replica.url}/v1")
     say(f"model:   {launch.model.name}")
-    if not launch.stock:
-        say('client:  put "vllm_xargs": {"client_id": "NAME"} into the body of each request')
+    if launch.logged:
+        say(f"client:  {_CLIENT[launch.engine]}")
     say(f"logs:    {folder}")
     say(f"{launch.name} is up; Ctrl-C ends it")
     sys.stdout.flush()

@@ -36,15 +36,19 @@ def prediction(
 
 @app.command()
 def simulator(
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="vllm or sglang; repeatable. By default all that are installed."),
+    ] = None,
     schedulers: Annotated[
         list[str] | None, typer.Option("--scheduler", "-s", help="Scheduler to compare under; repeatable.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Random traces for each.")] = 20,
 ) -> None:
-    """Run random traces through the simulator and through vLLM's own scheduler, and compare every decision.
+    """Run random traces through the simulator and through the engines' own code, and compare every decision.
 
-    vLLM's scheduler and KV cache manager run without a model on a virtual clock. Exit code 1 if anything
-    differs, or if the traces show too little.
+    The scheduler and the prefix cache of vLLM and of SGLang run without a model on a virtual clock. Exit code
+    1 if anything differs, or if the traces show too little.
 
     Example: suite verify simulator --seeds 50
     """
@@ -52,16 +56,24 @@ def simulator(
 
     from suite import verify
 
+    engines = engines or verify.installed()
     with Progress(console=progress()) as bar:
         task = bar.add_task("comparing", total=1.0)
         found = verify.simulator(
-            schedulers or verify.SCHEDULERS, range(seeds), lambda share: bar.update(task, completed=share)
+            engines,
+            schedulers or verify.SCHEDULERS,
+            range(seeds),
+            lambda share: bar.update(task, completed=share),
         )
     show(verify.table(found))
-    wrong = [f"{one.scheduler}: {problem}" for one in found for problem in one.differences]
-    wrong += [f"{one.scheduler}: no trace shows: {', '.join(one.unseen)}" for one in found if one.unseen]
+    wrong = [f"{one.engine}, {one.scheduler}: {problem}" for one in found for problem in one.differences]
+    wrong += [
+        f"{one.engine}, {one.scheduler}: no trace shows: {', '.join(one.unseen)}"
+        for one in found
+        if one.unseen
+    ]
     for line in wrong:
         complain(line)
     if wrong:
         raise typer.Exit(1)
-    say("the simulator does what vLLM does")
+    say(f"the simulator decides as {' and '.join(engines)}")

@@ -15,6 +15,7 @@ from rich.text import Text
 from suite.files import write_atomically
 from suite.metrics.summary import summarise
 from suite.report.experiment import Experiment, load, reading_order
+from suite.results import Manifest
 
 REFERENCE = "vtc"
 """The policy whose throughput the others are compared with, as in the papers."""
@@ -24,7 +25,11 @@ SHORT = 0.05
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """One row per cell of the folder: `cell`, `setting`, labels, `invalid` (why, or None), its summary."""
+    """One row per cell of the folder: `cell`, `setting`, labels, what is to be known of it, its summary.
+
+    `invalid` says why it is no result, `fallback` how often an engine's own scheduler went by another policy
+    than the one asked for; both None where there is nothing to say.
+    """
     return collected(load(folder))
 
 
@@ -36,11 +41,21 @@ def collected(experiment: Experiment) -> pd.DataFrame:
             "setting": cell.setting,
             **cell.labels,
             "invalid": "; ".join(cell.manifest.invalid) or None,
+            "fallback": _fallback(cell.manifest),
             **summarise(cell.run()),
         }
         for cell in experiment.cells
     ]
     return pd.DataFrame(rows)
+
+
+def _fallback(manifest: Manifest) -> str | None:
+    """Which policies an engine's own scheduler went by instead of the one asked for, and how often."""
+    passes: dict[str, int] = manifest.engine.get("active", {})
+    asked = str(manifest.scheduler["target"]).partition(":")[2]
+    total = sum(passes.values())
+    others = [f"{name} in {count / total:.0%} of passes" for name, count in passes.items() if name != asked]
+    return ", ".join(others) or None
 
 
 def write_summary(frame: pd.DataFrame, folder: Path) -> Path:
@@ -213,14 +228,25 @@ def _reasons(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def warnings(frame: pd.DataFrame) -> list[str]:
-    """What stands against the numbers: cells that are not valid, and requests that were not served."""
-    return [*_invalid(frame), *_losses(frame)]
+    """What stands against the numbers: cells that are not valid, or not wholly what their name says, and
+    requests that were not served.
+    """
+    return [*_invalid(frame), *_fallbacks(frame), *_losses(frame)]
 
 
 def _invalid(frame: pd.DataFrame) -> list[str]:
     """A sentence per cell that must not be shown as a result."""
     found = frame[frame["invalid"].notna()]
     return [f"invalid: {cell}: {why}" for cell, why in zip(found["cell"], found["invalid"], strict=True)]
+
+
+def _fallbacks(frame: pd.DataFrame) -> list[str]:
+    """A sentence per cell that was not always under the policy asked for."""
+    found = frame[frame["fallback"].notna()]
+    return [
+        f"{row['setting']}, {row['scheduler']}, seed {row['seed']}: {row['fallback']}"
+        for _, row in found.iterrows()
+    ]
 
 
 def _losses(frame: pd.DataFrame) -> list[str]:

@@ -17,7 +17,7 @@ from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
 from suite.backends.cost import Cost
 from suite.backends.simulator.cost import fitted, roofline
-from suite.backends.simulator.engine import Engine, Limits
+from suite.backends.simulator.engine import CLIP, Engine, Limits
 from suite.backends.simulator.journal import Journal
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.presets import GPUS, MODELS
@@ -59,6 +59,9 @@ class Simulator(BaseModel):
     """Size of the KV pool in tokens; by default what fits on the GPU beside the weights."""
     block_tokens: int = Field(default=16, ge=1)
     """Tokens of a block of vLLM's prefix cache; SGLang's has one."""
+    clip_tokens: int = Field(default=CLIP, ge=1)
+    """Of a request's coming output, SGLang's admission reserves at most so many tokens
+    (its SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)."""
     cost: Path | None = None
     """A file of fitted coefficients to use instead of the roofline of model and GPU."""
 
@@ -95,7 +98,7 @@ class Simulator(BaseModel):
 
     def engine_for(self, requests: list[Live], policy: Scheduler) -> Engine:
         """A fresh engine with these settings."""
-        limits = Limits(self.max_running, self.token_budget, self.block_tokens)
+        limits = Limits(self.max_running, self.token_budget, self.block_tokens, self.clip_tokens)
         return ENGINES[self.engine](requests, policy, self.cost_model(), limits, self.pool_tokens())
 
     def pool_tokens(self) -> int:

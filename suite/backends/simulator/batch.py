@@ -9,7 +9,7 @@ from suite.backends.simulator.live import Live
 
 
 class Batch:
-    """Decoding requests in the order in which they joined, advanced without touching each of them.
+    """Decoding requests in order, by default that of joining, advanced without touching each of them.
 
     `ticks` counts decode steps. A member's progress is the ticks since it joined; the next end comes from a
     heap; at which ticks it needs a new block depends only on its context length when it joined, modulo the
@@ -18,7 +18,7 @@ class Batch:
 
     def __init__(self, block: int) -> None:
         self.members: dict[Live, int] = {}
-        """Each with its number in the order of joining."""
+        """Each with its number, by which they are in order."""
         self.ticks = 0
         self.context = 0
         """Tokens attended in the next step, summed over members."""
@@ -37,8 +37,7 @@ class Batch:
         self.context += live.prompt_tokens + live.generated
         self._turns[self._turn(live)] += 1
         self.by_client[live.client] = self.by_client.get(live.client, 0) + 1
-        end = self.ticks + live.output_tokens - live.generated
-        heapq.heappush(self._ends, (end, self._joins, live))
+        heapq.heappush(self._ends, self._end(live))
 
     def leave(self, live: Live) -> None:
         """Take a request out and settle how much it has generated and computed."""
@@ -50,6 +49,13 @@ class Batch:
         self.by_client[live.client] -= 1
         if not self.by_client[live.client]:
             del self.by_client[live.client]
+
+    def reorder(self, members: list[Live]) -> None:
+        """Put the members into this order."""
+        self.members = {live: self._joins + i for i, live in enumerate(members, 1)}
+        self._joins += len(members)
+        self._ends = [self._end(live) for live in members]
+        heapq.heapify(self._ends)
 
     def generated(self, live: Live) -> int:
         """Output tokens of a member so far."""
@@ -69,7 +75,7 @@ class Batch:
             heapq.heappop(self._ends)
 
     def ended(self) -> Iterator[Live]:
-        """Members that have all their tokens, in order of joining; the caller makes each leave."""
+        """Members that have all their tokens, in order; the caller makes each leave."""
         while self.members and not self.steps_to_end():
             yield heapq.heappop(self._ends)[2]
 
@@ -87,6 +93,9 @@ class Batch:
     def needs_block(self, live: Live) -> bool:
         """Whether the member's next token begins a new block."""
         return self._turn(live) == self.ticks % self._block
+
+    def _end(self, live: Live) -> tuple[int, int, Live]:
+        return live.joined + live.output_tokens - live.generated, self.members[live], live
 
     def _turn(self, live: Live) -> int:
         return (live.joined - (live.prompt_tokens + live.generated - 1)) % self._block

@@ -28,16 +28,22 @@ class PolicyError(RuntimeError):
     """The policy does what no host can go along with."""
 
 
+CLIP = 4096
+"""Of a request's coming output, SGLang reserves at most this many tokens (its default)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a step may hold: running requests, and tokens computed in it (for SGLang, of prefill only).
 
-    `block` is the size of a block of vLLM's KV cache in tokens; SGLang's holds one.
+    `block` is the size of a block of vLLM's KV cache in tokens; SGLang's holds one. `clip` is what SGLang's
+    admission reserves for a request's output at most.
     """
 
     running: int
     tokens: int
     block: int = 16
+    clip: int = CLIP
 
 
 class Prefill:

@@ -8,8 +8,8 @@ from suite.backends.simulator.engine import Engine, Limits, Prefill
 from suite.backends.simulator.live import Live
 from suite.backends.simulator.pool import SGLangPool
 
-CLIP = 4096
-"""Of a request's coming output, admission reserves at most this many tokens (SGLang's default)."""
+LEAST_ROOM = 6
+"""Tokens of the pool that SGLang wants to be left beside any prompt."""
 
 RETRACT_DECODE_STEPS = 20
 """A retraction evicts for this many decode steps of the requests that stay (SGLang's default)."""
@@ -18,8 +18,9 @@ RETRACT_DECODE_STEPS = 20
 class SGLangEngine(Engine):
     """A prefill batch whenever one can be formed, else a decode step for all.
 
-    A request is admitted if its extend tokens and its whole output (up to `CLIP`) fit beside what running
-    requests may still generate: with fixed output lengths (`ignore_eos`) SGLang's estimate ratio is 1.
+    A request is admitted if its extend tokens and its whole output (up to `Limits.clip`) fit beside what
+    running requests may still generate: with fixed output lengths (`ignore_eos`) SGLang's estimate of their
+    share that is really generated is 1.
     Content enters the radix tree after it is computed. After a refusal nobody is tried until a request
     leaves. When decoding runs out of memory, requests with the least output are retracted and compute
     everything anew except what the tree still holds of their prompt. Read from SGLang 0.5.23's
@@ -40,7 +41,7 @@ class SGLangEngine(Engine):
         """Tokens of this batch that are promised and not yet taken."""
 
     def _fits(self, live: Live) -> bool:
-        return live.prompt_tokens + live.output_tokens + 1 < self.pool.capacity
+        return live.prompt_tokens + max(live.output_tokens + 1, LEAST_ROOM) < self.pool.capacity
 
     def _step(self) -> None:
         work = Prefill()
@@ -64,8 +65,8 @@ class SGLangEngine(Engine):
             self._full = False
         if not self.chunked and (self._full or not self.waiting):
             return
-        generated = self.batch.generated
-        self._reserved = sum(min(live.output_tokens - generated(live), CLIP) for live in self.batch.members)
+        generated, clip = self.batch.generated, self.limits.clip
+        self._reserved = sum(min(live.output_tokens - generated(live), clip) for live in self.batch.members)
         self._unallocated = 0
         if self.chunked:
             self._continue(self.chunked, work)
@@ -82,7 +83,7 @@ class SGLangEngine(Engine):
 
     def _promise(self, live: Live, chunk: int, work: Prefill) -> None:
         whole = live.computed + chunk == live.target
-        self._reserved += chunk + 1 + (min(live.output_tokens, CLIP) if whole else 0)
+        self._reserved += chunk + 1 + (min(live.output_tokens, self.limits.clip) if whole else 0)
         self._unallocated += chunk
         work.add(live, chunk)
 
@@ -103,7 +104,7 @@ class SGLangEngine(Engine):
         tip = pool.cut_at(node, cached)
         pool.touch(tip)
         extend = live.target - cached
-        total = extend + min(live.output_tokens - live.generated, CLIP) + 1
+        total = extend + min(live.output_tokens - live.generated, self.limits.clip) + 1
         if total >= pool.available - pool.idle_blocks(tip, cached) - self._reserved:
             self._full = bool(work.chunks or self.batch.members)
             return False
@@ -124,6 +125,7 @@ class SGLangEngine(Engine):
         while 1 < len(keep) > self.pool.available:
             self._preempt(keep.pop(), keep_output=False)
             self.pool.make_free(RETRACT_DECODE_STEPS * len(keep))
+        batch.reorder(keep)
         if self.chunked and len(batch.members) > self.pool.available:
             self._preempt(self.chunked, keep_output=False)
 

@@ -1,9 +1,9 @@
-"""Pack what vLLM 0.25.0 and the suite need on a GPU machine without a package index into small parts.
+"""Pack what an engine and the suite need on a GPU machine without a package index into small parts.
 
-    python pack.py [--there FILE] [--python 3.12] [--limit-mib 58] [--out build/gpu]
+    python pack.py ENGINE [--there FILE] [--python 3.12] [--limit-mib 58] [--out build/gpu/ENGINE]
 
-Writes OUT/part-0, OUT/part-1, ...: folders of archives, none larger than the limit, for `run.sh unpack`. The
-machine must have torch 2.11.0 for CUDA 13 and what else FILE names, a package a line as in `pip list`.
+Writes OUT/part-0, OUT/part-1, ...: folders of archives, none larger than the limit, for `run.sh`. The machine
+must have torch 2.11.0 for CUDA 13 and what else FILE names, a package a line as in `pip list`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -30,30 +31,67 @@ from suite.errors import BadInput
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
-PINS = environments.DATA / "vllm-cuda-0.25.0.txt"
 PLATFORM = "x86_64-manylinux_2_39"
 MIB = 2**20
 
-NOT_NEEDED = (
-    "cuda-*", "fastsafetensors", "flashinfer-*", "humming-kernels", "mistral-common", "nvidia-*", "pycountry",
-    "pynvvideocodec", "quack-kernels", "tilelang", "tokenspeed-*", "torch", "torch-c-dlpack-ext",
-    "torchaudio", "torchcodec", "torchvision", "triton", "z3-solver",
-)  # fmt: skip
-"""Packages that vLLM asks for and a dense Llama does without, or that come with the machine's torch."""
 
-DROPPED = (
-    "bin/*",
-    "*.a",
-    "*/include/*",
-    "vllm/vllm-rs",
-    "vllm/_moe_C_stable_libtorch.abi3.so",
-    "vllm/_flashmla*.so",
-    "vllm/_qutlass_C.abi3.so",
-    "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so",
-    "vllm/third_party/deep_gemm/*",
-    "vllm/third_party/fmha_sm100/*",
-)
-"""Files of the packages that a dense Llama does without on a Hopper GPU, where FlashAttention 3 runs."""
+@dataclass(frozen=True)
+class Selection:
+    """What is packed of an engine, for a dense Llama on a Hopper GPU. Names and paths may hold `*`."""
+
+    release: str
+    not_needed: tuple[str, ...]
+    """Packages that are left out: it asks for them, and a run does without."""
+    dropped: tuple[str, ...]
+    """Files that are left out, relative to the packages' folder."""
+    own: tuple[str, ...] = ()
+    """Packages that are packed even if the machine has them, since it works with one release only."""
+
+
+WITH_TORCH = (
+    "cuda-*", "nvidia-*", "torch", "torch-c-dlpack-ext", "torchaudio", "torchcodec", "torchvision", "triton",
+)  # fmt: skip
+"""Packages that come with the machine's torch, or that nothing needs without them."""
+
+SELECTIONS = {
+    "vllm": Selection(
+        release="0.25.0",
+        not_needed=(
+            *WITH_TORCH, "fastsafetensors", "flashinfer-*", "humming-kernels", "mistral-common", "pycountry",
+            "pynvvideocodec", "quack-kernels", "tilelang", "tokenspeed-*", "z3-solver",
+        ),
+        dropped=(
+            "bin/*",
+            "*.a",
+            "*/include/*",
+            "vllm/vllm-rs",
+            "vllm/_moe_C_stable_libtorch.abi3.so",
+            "vllm/_flashmla*.so",
+            "vllm/_qutlass_C.abi3.so",
+            "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so",  # FlashAttention 3 runs on Hopper
+            "vllm/third_party/deep_gemm/*",
+            "vllm/third_party/fmha_sm100/*",
+        ),
+    ),
+    "sglang": Selection(
+        release="0.5.15",
+        not_needed=(
+            *WITH_TORCH, "airportsdata", "blobfile", "datasets", "flash-attn-4", "flashinfer-cubin",
+            "kernels", "kernels-data", "llguidance", "mistral-common", "modelscope", "modelscope-hub",
+            "openai-harmony", "outlines", "outlines-core", "py-spy", "pycountry", "pycryptodomex",
+            "quack-kernels", "sgl-deep-gemm", "smg-*", "tilelang", "timm", "tokenspeed-*",
+            "torch-memory-saver", "torchao", "z3-solver",
+        ),
+        dropped=(
+            "bin/*",
+            "*.a",
+            "sgl_kernel/flash*.so",  # attention is Triton's
+            "sgl_kernel/sm100/*",
+            "flashinfer/data/cutlass/*",
+        ),
+        own=("tokenizers", "transformers"),
+    ),
+}  # fmt: skip
 
 LARGE = 8 * MIB
 """A larger file gets an archive of its own, so that the archives fill the parts well."""
@@ -65,24 +103,26 @@ def main(arguments: list[str]) -> int:
     """Pack, and print what is in which part."""
     given = _parser().parse_args(arguments)
     try:
-        wanted = requirements(names(given.there), given.python, given.out)
-        site = _installed(wanted, given.python, given.out)
-        _drop(site)
-        archives = _archives(site, given.out / "archives")
+        out = given.out or REPOSITORY / "build" / "gpu" / given.engine
+        wanted = requirements(given.engine, names(given.there), given.python, out)
+        site = _installed(wanted, given.python, out)
+        _drop(site, SELECTIONS[given.engine])
+        archives = _archives(site, out / "archives")
         found = parts({path: path.stat().st_size for path in archives}, given.limit_mib * MIB)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show(_table(_moved(found, given.out)))
+    show(_table(_moved(found, out)))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("engine", choices=SELECTIONS, help="engine to pack")
     parser.add_argument("--there", type=Path, default=HERE / "there.txt", help="what the machine has already")
     parser.add_argument("--python", default="3.12", help="release of the machine's Python")
     parser.add_argument("--limit-mib", type=int, default=58, help="size of a part in MiB")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "build" / "gpu", help="where the parts go")
+    parser.add_argument("--out", type=Path, help="where the parts go; by default build/gpu/ENGINE")
     return parser
 
 
@@ -99,13 +139,15 @@ def names(path: Path) -> set[str]:
     return {canonicalize_name(first) for first, *_ in filter(None, words)}
 
 
-def requirements(there: set[str], python: str, out: Path) -> list[str]:
-    """What to pack, as NAME==VERSION. Where vLLM's pins and the suite's differ, vLLM's count."""
-    pinned = {**_pins(_suite_pins(python, out), python), **_pins(PINS, python)}
+def requirements(engine: str, there: set[str], python: str, out: Path) -> list[str]:
+    """What to pack, as NAME==VERSION. Where the engine's pins and the suite's differ, the engine's count."""
+    selection = SELECTIONS[engine]
+    pins = environments.DATA / f"{engine}-cuda-{selection.release}.txt"
+    pinned = {**_pins(_suite_pins(python, out), python), **_pins(pins, python)}
     return [
         f"{name}=={version}"
         for name, version in sorted(pinned.items())
-        if name not in there and not any(fnmatch(name, pattern) for pattern in NOT_NEEDED)
+        if (name in selection.own or name not in there) and not _matches(name, selection.not_needed)
     ]
 
 
@@ -132,7 +174,7 @@ def _installed(wanted: Iterable[str], python: str, out: Path) -> Path:
     """The packages, unpacked into a folder as they are imported."""
     site = out.absolute() / "site"
     shutil.rmtree(site, ignore_errors=True)
-    say(f"fetching vLLM and what it needs into {site}")
+    say(f"fetching the packages into {site}")
     flags = ["--no-deps", "--only-binary", ":all:", "--target", str(site), *_target(python)]
     _uv("install", *flags, *wanted, log=site.parent / installer.LOG)
     return site
@@ -151,14 +193,18 @@ def _uv(command: str, *arguments: str, log: Path) -> None:
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-def is_dropped(path: str) -> bool:
+def is_dropped(path: str, selection: Selection) -> bool:
     """Whether a file, given relative to the packages' folder, is left out."""
-    return any(fnmatch(path, pattern) for pattern in DROPPED)
+    return _matches(path, selection.dropped)
 
 
-def _drop(site: Path) -> None:
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _drop(site: Path, selection: Selection) -> None:
     for path in list(_files(site)):
-        if is_dropped(path.relative_to(site).as_posix()):
+        if is_dropped(path.relative_to(site).as_posix(), selection):
             path.unlink()
 
 
