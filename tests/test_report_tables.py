@@ -68,6 +68,21 @@ def test_rows_are_in_reading_order_and_grouped_by_setting(folder):
     ]
 
 
+def test_backends_of_one_experiment_are_not_averaged(tmp_path):
+    runs = [
+        served("vtc", 4, backend="sglang"),
+        served("vtc", 8, backend="sglang", seed=1),
+        served("vtc", 16, backend="simulator"),
+        served("vtc", 16, backend="simulator", **{"backend.max_running": 8}),
+    ]
+    shown = [(row.setting, row.seeds) for row in tables.rows(tables.collect(experiment(tmp_path, *runs)))]
+    assert shown == [
+        ("chat, backend=sglang", 2),
+        ("chat, backend=simulator", 1),
+        ("chat, backend=simulator, max_running=8", 1),
+    ]
+
+
 def test_numbers_in_labels_are_ordered_by_size():
     labels = ["dlpm:quantum=32000", "dlpm:quantum=1000.5", "dlpm", "dlpm:quantum=900"]
     assert sorted(labels, key=lambda label: reading_order("dlpm", label)) == [

@@ -24,6 +24,7 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
+from baselines import decisions
 from suite import environments, models, policies, results
 from suite.backends.base import KEPT, Outcome
 from suite.backends.sglang import SGLang
@@ -328,11 +329,12 @@ def test_serve_tells_what_each_foreign_client_got(tmp_path: Path):
 EXPERIMENT = """
 name: small
 workloads: [TRACE]
-schedulers: [dlpm, lpm, "sglang:lpm"]
+schedulers: [fcfs, lpm, vtc, "dlpm:quantum=500", "sglang:lpm"]
 backend: {kind: sglang, model: tiny, max_running: 2, kv_tokens: 8192, token_budget: 256}
 """
 BURST, OUTPUT = 170, 16
-"""Requests at once, and the tokens each asks for: of more than 128 that wait SGLang's own lpm makes a first-come-first-served queue."""
+"""Requests at once, and the tokens each asks for: when more than 128 wait, SGLang's own lpm serves them first
+come first served."""
 
 
 @pytest.mark.usefixtures("sglang")
@@ -345,9 +347,10 @@ def test_sglang_serves_an_experiment(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     cells = sorted((tmp_path / "out" / "cells").iterdir())
-    assert len(cells) == 3
+    assert len(cells) == 5
     for cell in cells:
         check_run(results.read(cell))
+        check_order(tmp_path / "out" / "logs" / cell.name / "decisions.jsonl", results.read_manifest(cell))
     own = next(cell for cell in cells if "sglang" in cell.name)
     assert results.read_manifest(own).engine["active"].keys() == {"lpm", "fcfs"}
     told = [line for line in tables.warnings(tables.collect(tmp_path / "out")) if "of passes" in line]
@@ -364,6 +367,24 @@ def check_run(run: results.Run) -> None:
     assert first["cached_tokens"] == 0, "the cache was cold"
     assert run.requests["cached_tokens"].iloc[-1] >= 110, "the last prompt goes on where the first ended"
     assert run.manifest.engine["policy"]["cache"] in ("UnifiedRadixCache", "RadixCache")
+
+
+def check_order(path: Path, manifest: results.Manifest) -> None:
+    """Whoever was admitted is who the policy offered: a fresh one that sees the same offers the same."""
+    log = [json.loads(line) for line in path.read_text().splitlines()]
+    admitted = [sequence for kind, sequence, *_ in map(padded, log) if kind == "admitted"]
+    assert len(admitted) == BURST + 1
+    spec = policies.parse(manifest.labels["scheduler"])
+    if isinstance(spec, policies.Stock):
+        assert not [entry for entry in log if entry[0] == "offer"]
+        return
+    assert decisions.replayed(log, spec.build()) == log
+    assert [entry[1] for entry in log if entry[0] == "offer"] == admitted
+    assert (admitted == sorted(admitted)) == (spec.name == "fcfs")
+
+
+def padded(entry: decisions.Entry) -> decisions.Entry:
+    return [*entry, None]
 
 
 SLEEPY = """

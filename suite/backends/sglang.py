@@ -14,7 +14,7 @@ _OURS = (
     "admin-api-key", "api-key", "config", "data-parallel-size", "device", "dist-init-addr", "dp-size",
     "dtype", "enable-cache-report", "enable-priority-scheduling", "host", "incremental-streaming-output",
     "model-path", "nnodes", "node-rank", "pipeline-parallel-size", "port", "pp-size", "schedule-policy",
-    "served-model-name", "stream-output",
+    "served-model-name", "sleep-on-idle", "stream-output",
 )  # fmt: skip
 _SMALLEST = 64
 """Tokens that SGLang's own warm-up needs."""
@@ -68,6 +68,7 @@ class SGLang(EngineBackend):
             "enable-cache-report": True,
             "incremental-streaming-output": True,
             "log-level-http": "warning",
+            "sleep-on-idle": True,  # else a server that waits for its next run keeps a core busy
         }
         if model.dummy:
             flags["load-format"] = "dummy"

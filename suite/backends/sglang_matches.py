@@ -29,6 +29,8 @@ from suite.backends.host import Served
 Changed: TypeAlias = Callable[[Request, int], object]
 Found: TypeAlias = tuple[int, Hashable]
 """Tokens matched, and the node in which the match ends."""
+NAMED = 64
+"""How many tokens tell where a request goes on: a whole prompt would take as long as finding it."""
 
 
 def matches_in(cache: Any) -> Incremental | NoMatches:
@@ -196,8 +198,11 @@ def _key(request: Any, page: int) -> tuple[Any, int]:
 
 
 def _named(key: Any, end: int) -> int:
-    """A number for the first `end` tokens of a key. Two of one number only cost a look in vain."""
-    return hash((key.extra_key, getattr(key, "cache_salt", None), key.token_ids[:end].tobytes()))
+    """A number for the first `end` tokens of a key, which looks at the last of them only: two of one number
+    cost no more than a look in vain.
+    """
+    last = key.token_ids[max(0, end - NAMED) : end].tobytes()
+    return hash((key.extra_key, getattr(key, "cache_salt", None), end, last))
 
 
 def _take(lists: dict[Any, set[_Place]], name: Hashable, place: _Place) -> None:

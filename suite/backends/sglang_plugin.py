@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections import deque
 from contextlib import suppress
@@ -74,6 +75,14 @@ def register() -> None:
     """Put the suite's classes in the place of SGLang's."""
     for original, ours in ("Scheduler", FairScheduler), ("PrefillAdder", FairAdder):
         HookRegistry.register(f"sglang.srt.managers.scheduler.{original}", ours, HookType.REPLACE)
+    HookRegistry.register("sglang.srt.managers.load_snapshot.shm_path_for", load_file, HookType.REPLACE)
+
+
+def load_file(instance: str) -> str:
+    """Where a server's processes tell each other its load. SGLang's own place is /dev/shm, and it never
+    removes the file; what is in the folder for temporary files goes when the server does.
+    """
+    return str(Path(tempfile.gettempdir()) / f"sglang_loads_{instance}")
 
 
 class FairScheduler(engine.Scheduler):  # type: ignore[misc]  # sglang is not in the suite's environment
@@ -153,6 +162,7 @@ class FairScheduler(engine.Scheduler):  # type: ignore[misc]  # sglang is not in
 
     def get_new_batch_prefill(self, *args: Any, **kwargs: Any) -> Any:
         """An admission pass: SGLang makes an adder, walks the queue and tries one after the other."""
+        self._settle()  # a request aborted between two chunks has just left
         FairAdder.scheduler = self
         try:
             return super().get_new_batch_prefill(*args, **kwargs)
@@ -182,16 +192,17 @@ class FairScheduler(engine.Scheduler):  # type: ignore[misc]  # sglang is not in
     # -- within ----------------------------------------------------------------------------------------------
 
     def _room(self) -> bool:
-        """Whether the batch that is being formed takes one more. If not, it is marked as full when SGLang
-        would do so on trying the next.
+        """Whether the batch that is being formed takes one more. If not, it is marked as full where SGLang
+        would do so on trying the next that waits.
         """
         adder = self._adder
         running, admitted, budget = adder.running_batch, len(adder.can_run_list), adder.budget_state()
         if budget == AddReqResult.OTHER or admitted == adder.prefill_max_requests:
             return False
-        if admitted >= self._slots(adder) or (admitted and budget == AddReqResult.NO_TOKEN):
+        full = admitted >= self._slots(adder) or (admitted and budget == AddReqResult.NO_TOKEN)
+        if full and len(self.host.waiting):
             running.batch_is_full = True
-        return not running.batch_is_full
+        return not (full or running.batch_is_full)
 
     def _slots(self, adder: FairAdder) -> int:
         """How many requests this batch can have, as SGLang counts."""
@@ -314,7 +325,7 @@ def _refuse(options: Any, stock: str | None) -> None:
     """Raise `ValueError` if the server has an option that the plugin does not serve, or that belies `stock`,
     the name of the policy of SGLang's that is to decide.
     """
-    ours = {"enable_priority_scheduling": False} if stock is None else {"schedule_policy": stock}
+    ours = {"schedule_policy": stock or "fcfs"} | ({} if stock else {"enable_priority_scheduling": False})
     for name, off in {**OFF, **ours}.items():
         if (value := getattr(options, name, off)) not in (off, None):
             raise ValueError(f"the suite's plugin needs SGLang with {name}={off}, not {value}")

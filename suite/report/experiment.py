@@ -34,11 +34,13 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """What the schedulers were compared under: the workload, and what was swept of it or the backend."""
+        """What the schedulers were compared under: the workload, the backend if there are several, and what
+        was swept of the two.
+        """
         swept = [
-            f"{key.partition('.')[2]}={value}"
+            f"{key.partition('.')[2] or key}={value}"
             for key, value in self.labels.items()
-            if key.startswith(("workload.", "backend."))
+            if key == "backend" or key.startswith(("workload.", "backend."))
         ]
         return ", ".join([str(self.labels["workload"]), *swept])
 

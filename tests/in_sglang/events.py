@@ -10,6 +10,7 @@ from unittest.mock import patch
 from harness import POLICIES, SLOTS, Engine, arriving, entries, request, scenario, token, workload
 from scheduling import WAYS, check_service, decided, empty, fair
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+from sglang.srt.managers import schedule_policy
 from sglang.srt.managers import scheduler as sglang_scheduler
 from sglang.srt.managers.io_struct import (
     AbortReq,
@@ -162,6 +163,36 @@ def health_checks() -> None:
         assert [entry[2] for entry in decided(folder, POLICIES["fcfs"]) if entry[0] == "arrived"] == ["r"]
 
 
+def told_in_time(way: str) -> None:
+    """Of a request that is withdrawn between two chunks the policy hears before it decides again."""
+    requests = {1: [request("long", [5] * 200, 4)], 3: [request("r", [6] * 20, 4), AbortReq(rid="rid-long")]}
+    with fair(POLICIES["fcfs"], way) as (engine, folder):
+        engine.serve(lambda engine: requests.get(engine.passes, ()))
+        engine.core.host.close()
+        told = [entry[:2] for entry in decided(folder, POLICIES["fcfs"])]
+        between = told[told.index(["arrived", 1]) + 1 : told.index(["offer", 1])]
+        assert between == [["finished", 0], ["decide"]]
+
+
+def open_to_newcomers() -> None:
+    """A batch without room is not closed to who comes later, unless somebody waits for it."""
+    fillers = [request(f"r{i}", [i + 5] * 10, 60) for i in range(4)]
+    sent = {1: fillers, 3: [request("long", [16] * 250, 132)], 30: [request("late", [17] * 5, 2)]}
+    for each in (each for requests in sent.values() for each in requests):
+        each.sampling_params.ignore_eos = False
+    starts = []
+    for policy in ({"stock": "fcfs"}, POLICIES["fcfs"]):
+        with (
+            fair(policy, tokens=600, prefill_decode_interval=4) as (engine, folder),
+            patch.object(schedule_policy, "CLIP_MAX_NEW_TOKENS", 4096),
+        ):
+            engine.serve(lambda engine: sent.get(engine.passes, ()))
+            engine.core.host.close()
+            kinds = [line[0] for line in entries(folder / "service-0.jsonl") if line[0] != "active"]
+            starts.append([n for n, kind in enumerate(kinds) if kind == "admitted"])
+    assert starts[0] == starts[1]
+
+
 def stopped_early(way: str) -> None:
     """A request that ends at a token of its own choice."""
     early = request("r", [5] * 20, 30, "a")
@@ -237,6 +268,7 @@ def what_is_not_served() -> None:
         ("lpm", "lora_drain_wait_threshold", 1.0),
         ("lpm", "schedule_policy", "fcfs"),
         (None, "enable_priority_scheduling", True),
+        (None, "schedule_policy", "shortest-prefill-first"),
     ):
         raised = ""
         try:
@@ -271,13 +303,21 @@ def left_out() -> None:
 def check(results: dict[str, str]) -> None:
     """Note of every scenario whether it held."""
     for way in WAYS:
-        for each in (passed_over, withdrawn_all_at_once, paused, stopped_early, measurements):
+        for each in (
+            passed_over,
+            withdrawn_all_at_once,
+            paused,
+            told_in_time,
+            stopped_early,
+            measurements,
+        ):
             with scenario(results, f"{each.__name__}, {way}"):
                 each(way)
     for alone in (
         flush,
         no_room_in_the_queue,
         health_checks,
+        open_to_newcomers,
         what_requests_say,
         what_is_not_served,
         left_out,
