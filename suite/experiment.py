@@ -181,6 +181,12 @@ def _entry(value: Any) -> Any:
     return value
 
 
+def _settings(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"write a mapping such as {{kind: simulator}}, not {value!r}")
+    return value
+
+
 def _count_or_list(value: Any) -> Any:
     if not isinstance(value, int) or isinstance(value, bool):
         return value
@@ -194,6 +200,7 @@ def _listed(value: Any) -> Any:
 
 
 _Entries = Annotated[list[Annotated[Any, AfterValidator(_entry)]], Field(min_length=1)]
+_Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 _Seed = Annotated[int, Field(ge=0, strict=True)]
 _Axis = Annotated[list[Any], BeforeValidator(_listed), Field(min_length=1)]
 
@@ -218,7 +225,7 @@ class _File(BaseModel):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$")]
     workloads: _Entries
     schedulers: _Entries
-    backend: Annotated[list[dict[str, Any]], BeforeValidator(_listed), Field(min_length=1)] = Field(
+    backend: Annotated[list[_Settings], BeforeValidator(_listed), Field(min_length=1)] = Field(
         default_factory=lambda: [{"kind": "simulator"}]
     )
     seeds: Annotated[list[_Seed], BeforeValidator(_count_or_list), Field(min_length=1)] = [0]
@@ -234,7 +241,7 @@ class _File(BaseModel):
         self._check_axes([variant.part.name for variant in schedulers])
         for spec in (variant.part for variant in schedulers):
             if not any(_runs_on(spec, backend.part) for backend in backends):
-                raise BadInput(f"scheduler {spec.name!r}: {spec.place}; none of the backends here")
+                raise BadInput(f"scheduler {spec.name!r}: {spec.place}; no backend here fits")
         cells = (
             _cell(workload, backend, seed, scheduler)
             for workload, backend in itertools.product(workloads, backends)
@@ -257,7 +264,8 @@ class _File(BaseModel):
         for i, given in enumerate(self.backend):
             own = {key: value for key, value in given.items() if key != "name"}
             place = "backend" if len(self.backend) == 1 else f"backend[{i}]"
-            label = {"backend": str(given.get("name", given.get("kind")))} if len(self.backend) > 1 else {}
+            named = "name" in given or len(self.backend) > 1
+            label = {"backend": str(given.get("name", given.get("kind")))} if named else {}
             for axes in self._points("backend"):
                 settings = _overridden(own, _stripped(axes, "backend"))
                 with at(place):
@@ -291,7 +299,7 @@ class _File(BaseModel):
 def _runs_on(scheduler: SchedulerSpec, backend: Mapping[str, Any]) -> bool:
     """Whether a scheduler can run on a backend: an engine's own runs where that engine does, in real time."""
     if not isinstance(scheduler, Stock):
-        return True
+        return bool(backend["kind"] != "endpoint")
     return backend["kind"] == (scheduler.engine or "endpoint") and backend.get("clock") != "virtual"
 
 
@@ -360,6 +368,8 @@ def _with_slugs(cells: Iterable[Cell]) -> Iterator[Cell]:
         coordinates = json.dumps(cell.labels, sort_keys=True)
         if coordinates in seen:
             what = f"workload {cell.labels['workload']!r} under scheduler {cell.labels['scheduler']!r}"
+            if "backend" in cell.labels:
+                what += f" on backend {cell.labels['backend']!r}"
             raise BadInput(f"{what} stands twice; drop one, or give it another name")
         seen.add(coordinates)
         slugs[cell.slug] += 1

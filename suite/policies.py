@@ -79,6 +79,11 @@ class SchedulerSpec:
         return (inspect.getdoc(_load(self.target)) or "").partition("\n")[0]
 
     @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        return "runs on every backend but an endpoint, whose own is `stock`"
+
+    @property
     def work_conserving(self) -> bool:
         """True if the class says that it offers some request whenever one waits."""
         return _load(self.target).work_conserving
@@ -127,7 +132,10 @@ class Stock(SchedulerSpec):
     @property
     def place(self) -> str:
         """Where it runs, in words."""
-        return f"runs on backend {self.engine} only, in real time" if self.engine else "is an endpoint's"
+        if self.engine:
+            return f"runs on backend {self.engine} only, in real time"
+        names = ", ".join(f"{engine}:{policy}" for engine, known in STOCK.items() for policy in known)
+        return f"is an endpoint's own; those of the engines are {names}"
 
     def build(self) -> Scheduler:
         """It cannot be built: raises `BadInput`."""

@@ -188,7 +188,7 @@ def test_several_backends_in_one_experiment(tmp_path: Path):
     }  # fmt: skip
     assert {cell.settings["max_running"] for cell in cells if cell.labels["backend"] == "small"} == {8}
     assert len({cell.slug for cell in cells}) == len(cells)
-    with pytest.raises(BadInput, match=r"under scheduler '.*' stands twice; drop one, or give it another"):
+    with pytest.raises(BadInput, match=r"on backend 'simulator' stands twice; drop one, or give it another"):
         load(write(tmp_path, backend=[{"kind": "simulator"}] * 2))
     with pytest.raises(BadInput, match=r"backend\[1\]: gqu: unknown key"):
         load(write(tmp_path, backend=[{"kind": "simulator"}, {"kind": "simulator", "gqu": 1}]))
@@ -206,7 +206,7 @@ def test_an_engines_own_scheduler_makes_cells_for_that_engine_alone(tmp_path: Pa
         ("sglang:lpm", {"kind": "sglang", "clock": "virtual"}),
         ("stock", {"kind": "sglang"}),
     ]:
-        with pytest.raises(BadInput, match=rf"scheduler '{name}': .*; none of the backends here"):
+        with pytest.raises(BadInput, match=rf"scheduler '{name}': .*; no backend here fits"):
             load(write(tmp_path, backend=backend, schedulers=[name]))
 
 
@@ -229,6 +229,14 @@ def test_an_engines_own_scheduler_makes_cells_for_that_engine_alone(tmp_path: Pa
             r"backend: kind: no backend 'simulater'; did you mean 'simulator'",
         ),
         ({"backend": {"kind": "simulator", "gqu": 1}}, r"backend: gqu: unknown key; did you mean 'gpu'\?"),
+        (
+            {"backend": "sglang"},
+            r"e\.yaml: backend\.0: write a mapping such as \{kind: simulator\}, not 'sgl",
+        ),
+        (
+            {"backend": {"kind": "endpoint", "url": "http://x"}},
+            r"'fcfs': runs on every backend but an endpoint",
+        ),
         ({"seeds": [-1]}, r"e\.yaml: seeds\.0: .*greater than or equal to 0"),
         ({"seeds": 0}, r"e\.yaml: seeds: a count of seeds is at least 1 .*; or list them"),
         ({"seeds": -1}, r"e\.yaml: seeds: a count of seeds is at least 1 "),

@@ -155,6 +155,15 @@ def test_tradeoff_joins_a_sweep_and_names_what_it_cannot_draw(folder):
     assert "no such Jain: fcfs" in {text.get_text() for text in without.axes[0].texts}
 
 
+def test_an_engines_own_policy_has_no_parameter_at_its_point(tmp_path):
+    frame = requests(*({"client": c, "arrival": 0, "first_token": 1, "finish": 3} for c in "ab"))
+    own = run(frame, scheduler="sglang:lpm", policy="sglang:lpm")
+    with style.styled():
+        figure = figures.tradeoff(tables.collect(experiment(tmp_path, own)))
+    assert legend_texts(figure) == ["sglang:lpm"]
+    assert [text.get_text() for text in figure.axes[0].texts] == []
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_run_in_which_nothing_was_served_makes_a_sane_report(tmp_path):
     frame = requests(rejected("a", 0.0), rejected("b", 1.0))

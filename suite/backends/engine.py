@@ -262,7 +262,10 @@ class EngineBackend(BaseModel, ABC):
         for given, value in self.engine_args.items():
             flag = _flag(given)
             if value is None or not _FLAG.fullmatch(flag):
-                return f"engine_args.{given}: write a flag of `{self.program}` and its value, such as seed: 3"
+                return (
+                    f"engine_args.{given}: write a flag of `{self.program}` and its value, such as "
+                    f"load-format: dummy"
+                )
             bare = flag.removeprefix("no-").partition(".")[0]  # engines understand abbreviations
             if name := next((self.named[known] for known in self.named if known.startswith(bare)), None):
                 return f"engine_args.{given}: is {name} here; set that"

@@ -19,8 +19,8 @@ PRIORITIES = (-(2**31), 2**31)
 
 
 def name(said: Any, default: str) -> str:
-    """The name said, as text and not too long; the default if none is."""
-    return default if said is None else str(said)[:LONGEST_NAME]
+    """The name said, as text and not too long; the default if none is, or an empty one."""
+    return default if said in (None, "") else str(said)[:LONGEST_NAME]
 
 
 def weight(said: Any) -> float:

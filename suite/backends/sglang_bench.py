@@ -45,7 +45,8 @@ from suite.backends.bench_driver import (
 )
 from suite.backends.host import Host, Stopwatch
 from suite.backends.sglang_matches import NoMatches
-from suite.backends.sglang_virtual import MODEL, SPARE, Alone, Modelless, VirtualScheduler, built, sent
+from suite.backends.sglang_virtual import SPARE, Alone, Modelless, VirtualScheduler, built, sent
+from suite.backends.virtual_driver import MODEL
 
 LPM = {"target": "baselines.lpm:LPM", "parameters": {}}
 DOCUMENTS = range(64, 256, 16)

@@ -79,7 +79,7 @@ class Incremental:
 
     def __init__(self, cache: Any, find: Callable[[Any], Found], leaves: str) -> None:
         self._page: int = cache.page_size
-        self._find = find
+        self.find = find
         self._places: dict[Request, _Place] = {}
         self._missing: dict[int, set[_Place]] = {}
         self._ending: dict[Hashable, set[_Place]] = {}
@@ -154,7 +154,7 @@ class Incremental:
         setattr(cache, leaves, removing)
 
     def _look(self, place: _Place) -> None:
-        place.matched, place.node = self._find(place.key)
+        place.matched, place.node = self.find(place.key)
         self._ending.setdefault(place.node, set()).add(place)
         if place.matched < place.limit:
             place.missing = _named(place.key, place.matched + self._page)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from sglang.srt import runtime_context
 from sglang.srt.managers import schedule_policy
 from sglang.srt.managers import scheduler as sglang_scheduler
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
@@ -31,27 +32,13 @@ from sglang.srt.managers.tp_worker import TpModelWorker
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.plugins.hook_registry import HookRegistry
-from sglang.srt.runtime_context import SpawnRanks, publish
 from sglang.srt.sampling.sampling_params import SamplingParams
-from sglang.srt.server_args import PortArgs, ServerArgs
+from sglang.srt.server_args import PortArgs, ServerArgs, set_global_server_args_for_scheduler
 
 from suite.backends import sglang_plugin
-from suite.backends.virtual_driver import Job, work_off
+from suite.backends.sglang_matches import Incremental
+from suite.backends.virtual_driver import MODEL, Job, work_off
 from suite.backends.virtual_driver import Run as VirtualRun
-
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 512,
-    "max_position_embeddings": 2**20,
-}
-"""A model that SGLang accepts; nothing of it is ever computed."""
 
 Built = TypeVar("Built", bound="Alone")
 
@@ -110,6 +97,7 @@ class Modelless(Alone):
         super().init_tp_model_worker()
         self.tp_worker.model_config.context_len = self.model_config.context_len
         runner = self.tp_worker.model_runner
+        runner.server_args = self.server_args
         runner.memory_pool_config = runner.req_to_token_pool = runner.token_to_kv_pool_allocator = None
 
 
@@ -152,12 +140,24 @@ def built(kind: type[Built], **options: Any) -> Built:
         disable_overlap_schedule=True,
         **options,
     )
-    publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
     sglang_scheduler.create_scheduler_watchdog = _nothing  # it never lets go of its scheduler
-    made = kind(arguments, PortArgs.init_new(arguments))
-    sglang_scheduler.bootstrap.init_parallel_runtime = _nothing  # a process makes its process groups once
+    made = kind(arguments, PortArgs.init_new(arguments), **_alone(arguments))
     sys.excepthook = sys.__excepthook__  # torch's puts the rank in front of every line
     return made
+
+
+def _alone(arguments: ServerArgs) -> dict[str, int | None]:
+    """Tell that there is no other process. Returns what the constructor of SGLang 0.5.15 wants for it."""
+    if not hasattr(sglang_scheduler, "bootstrap"):
+        runtime_context.reset_context()  # of the scheduler before
+        set_global_server_args_for_scheduler(arguments)
+        ranks = ("gpu_id", "tp_rank", "moe_ep_rank", "pp_rank", "attn_cp_rank", "moe_dp_rank")
+        return {**dict.fromkeys(ranks, 0), "dp_rank": None}
+    alone = runtime_context.SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0)
+    runtime_context.publish(arguments, role="scheduler", ranks=alone)
+    if Alone.worker:
+        sglang_scheduler.bootstrap.init_parallel_runtime = _nothing  # a process makes its process groups once
+    return {}
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -176,6 +176,8 @@ class Run(VirtualRun):
         self.scheduler.model_worker.forward_batch_generation = self.forward
         self._computed = True
         """Whether the last pass of SGLang's loop has computed anything."""
+        self._full = False
+        """Whether the batch was closed to newcomers at the beginning of this pass."""
         self._matches: dict[str, int] = {}
         """Tokens of each waiting request that the cache held at the beginning of this pass."""
         self._retractions: dict[str, int] = {}
@@ -198,7 +200,9 @@ class Run(VirtualRun):
     def recv_requests(self, **_: Any) -> list[TokenizedGenerateReqInput]:
         """The requests that are due, waiting for the next if nothing is to do. Ends the loop at last."""
         received = self._received()
-        while not (received or self._computed):
+        was_full, self._full = self._full, self.scheduler.running_batch.batch_is_full
+        reopened = was_full and not self._full  # 0.5.15 then admits whoever waits in the next pass
+        while not (received or self._computed or (reopened and self.scheduler.waiting_queue)):
             if not self.skip():
                 self._end()
                 break
@@ -233,11 +237,12 @@ class Run(VirtualRun):
 
     def _matched(self) -> dict[str, int]:
         """Tokens of each waiting request that the prefix cache holds."""
-        match = self.scheduler.tree_cache.tree_core.match_full_device_prefix
+        matches = self.scheduler.matches
+        assert isinstance(matches, Incremental)  # no job turns the cache off
         matched = {}
         for request in self.scheduler.waiting_queue:
             tokens = _known(request)
-            matched[request.rid] = match(RadixKey(tokens, limit=len(tokens) - 1))[0]
+            matched[request.rid] = matches.find(RadixKey(tokens, limit=len(tokens) - 1))[0]
         return matched
 
     def _look(self, work: list[tuple[Any, int, int]]) -> None:

@@ -36,6 +36,23 @@ from suite.backends.cost import Cost
 Job = dict[str, Any]
 Result = dict[str, Any]
 
+LONGEST = 2**20
+"""Tokens a request may have; the KV pool is the real limit."""
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "vocab_size": 512,
+    "max_position_embeddings": LONGEST,
+}
+"""A model that both engines accept; nothing of it is ever computed."""
+
 
 def work_off(serve: Callable[[Job], Result]) -> None:
     """Answer every job with what `serve` makes of it."""

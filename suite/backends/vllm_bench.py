@@ -35,8 +35,9 @@ from suite.backends.bench_driver import (
     questions,
     report,
 )
+from suite.backends.virtual_driver import MODEL
 from suite.backends.vllm_plugin import FairScheduler
-from suite.backends.vllm_virtual import MODEL, scheduler
+from suite.backends.vllm_virtual import scheduler
 
 FCFS = {"target": "baselines.fcfs:FCFS", "parameters": {}}
 DOCUMENTS = [256] * 12

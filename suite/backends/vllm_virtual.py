@@ -23,26 +23,9 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from suite.backends.virtual_driver import Job, work_off
+from suite.backends.virtual_driver import LONGEST, MODEL, Job, work_off
 from suite.backends.virtual_driver import Run as VirtualRun
 from suite.backends.vllm_plugin import FairScheduler
-
-LONGEST = 2**20
-"""Tokens a request may have; the KV pool is the real limit."""
-
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 512,
-    "max_position_embeddings": LONGEST,
-}
-"""A model that vLLM accepts; nothing of it is ever computed."""
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ def _tradeoff_panel(axes: Axes, table: pd.DataFrame, looks: Mapping[str, style.L
         joined = bool(swept) and len(line) > 1
         _scatter(axes, line, looks[str(policy)], joined)
         for row in line.itertuples():
-            text = str(row.scheduler).partition(":")[2]
+            text = str(row.scheduler).removeprefix(str(policy)).removeprefix(":")
             shown = text.partition("=")[2] if joined else style.plain(text)
             shown += "†" if row.jain_client_all_active_short else ""
             x, y = cast(float, row.client_service_per_s), cast(float, row.jain_client_all_active)

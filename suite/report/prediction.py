@@ -26,15 +26,19 @@ def errors(real: Path, predicted: Path) -> pd.DataFrame:
     """One row per cell that both folders hold: workload, scheduler, seed, the error of each of `MEASURES`.
 
     The error of a rate or a latency is predicted / real - 1, that of the hit rate the difference. Raises
-    `BadInput` if the folders have no cell in common.
+    `BadInput` if the folders have no cell in common, or if a folder has several of such a kind.
     """
-    both = tables.collect(real).merge(tables.collect(predicted), on=_PAIRED, suffixes=("_real", ""))
+    ours, theirs = tables.collect(predicted), tables.collect(real)
+    for folder, frame in ((predicted, ours), (real, theirs)):
+        if frame.duplicated(_PAIRED).any():
+            raise BadInput(f"{folder}: varies more than workload, scheduler and seed; compare one setting")
+    both = theirs.merge(ours, on=_PAIRED, suffixes=("_real", ""))
     if both.empty:
         raise BadInput(f"{predicted}: holds no cell of {real}; workload, scheduler and seed must be the same")
     found = both[_PAIRED].copy()
     for key in MEASURES:
-        ours, theirs = both[key].astype(float), both[f"{key}_real"].astype(float)
-        found[key] = ours - theirs if key == "hit_rate" else ours / theirs - 1
+        guess, truth = both[key].astype(float), both[f"{key}_real"].astype(float)
+        found[key] = guess - truth if key == "hit_rate" else guess / truth - 1
     return found
 
 

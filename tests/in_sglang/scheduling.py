@@ -22,7 +22,7 @@ from harness import (
     scheduler,
     workload,
 )
-from sglang.srt.managers import schedule_policy
+from sglang.srt.managers import load_snapshot, schedule_policy
 from sglang.srt.managers import scheduler as sglang_scheduler
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -373,6 +373,7 @@ def contracts() -> None:
     assert callable(schedule_policy.SchedulePolicy._determine_active_policy)
     assert sglang_scheduler.Scheduler is ours
     assert sglang_scheduler.PrefillAdder is sglang_plugin.FairAdder
+    assert Path(load_snapshot.shm_path_for("one")).parent == Path(tempfile.gettempdir())
     with patch.object(sglang_scheduler, "PrefillAdder", sglang_plugin.FairAdder.__bases__[0]):
         raised = ""
         try:
