@@ -1,8 +1,8 @@
 """The suite's schedulers inside SGLang: `register` is an entry point of the group `sglang.srt.plugins`.
 
 Runs in SGLang's environment: standard library, torch, sglang, `baselines` and the files beside it that say
-the same of themselves. It has run on 0.5.23; 0.5.15 and what lies between, but for 0.5.19, have all that it
-touches. The environment variable SUITE_SGLANG holds
+the same of themselves. It is tested on 0.5.23 and was tried on 0.5.15; what lies between has all that it
+touches, but for 0.5.19. The environment variable SUITE_SGLANG holds
 
     {"scheduler": {"target": "baselines.dlpm:DLPM", "parameters": {}},
      "logs": "folder", "steps": false, "timing": false}
