@@ -134,8 +134,7 @@ class Stock(SchedulerSpec):
         """Where it runs, in words."""
         if self.engine:
             return f"runs on backend {self.engine} only, in real time"
-        names = ", ".join(f"{engine}:{policy}" for engine, known in STOCK.items() for policy in known)
-        return f"is an endpoint's own; those of the engines are {names}"
+        return "is an endpoint's own, while those of engines are named like vllm:fcfs and sglang:lpm"
 
     def build(self) -> Scheduler:
         """It cannot be built: raises `BadInput`."""

@@ -207,7 +207,9 @@ def test_only_its_own_schedulers_run(tmp_path: Path):
         BadInput, match=r"'vllm:fcfs': runs on backend vllm only, in real time; sglang has sgl"
     ):
         run(backend(), "vllm:fcfs", tmp_path)
-    with pytest.raises(BadInput, match=r"'stock': is an endpoint's; sglang has sglang:fcfs, sglang:lpm"):
+    with pytest.raises(
+        BadInput, match=r"'stock': is an endpoint's own, .*; sglang has sglang:fcfs, sglang:lpm"
+    ):
         run(backend(), "stock", tmp_path)
 
 

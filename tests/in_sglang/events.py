@@ -214,7 +214,7 @@ def what_requests_say() -> None:
         ("7", {"request_id": "t1", "weight": 2, "priority": 3}, ("t1", "7", 2.0, 3)),
         ("a", {"weight": "nan", "priority": "x"}, ("rid-r", "a", 1.0, 0)),
         ("\ud800" * 1000, {"weight": -1, "priority": "-2"}, ("rid-r", "\ud800" * 512, 1.0, -2)),
-        ("", {"weight": 1e300, "priority": 1e300}, ("rid-r", "", 1e6, 2**31)),
+        ("", {"weight": 1e300, "priority": 1e300}, ("rid-r", "anonymous", 1e6, 2**31)),
         ("a", {"weight": 1e-300, "priority": {}}, ("rid-r", "a", 1e-6, 0)),
         ("a", {"weight": 2**63, "priority": float("inf")}, ("rid-r", "a", 1e6, 0)),
         ("a", ["no mapping"], ("rid-r", "a", 1.0, 0)),

@@ -357,7 +357,7 @@ def what_requests_say() -> None:
         ({"client_id": 7, "request_id": "t1", "weight": 2, "priority": 3}, ("t1", "7", 2.0, 3)),
         ({"client_id": ["x"], "weight": "nan", "priority": "x"}, ("id", "['x']", 1.0, 0)),
         ({"client_id": "\ud800" * 1000, "weight": -1, "priority": "-2"}, ("id", "\ud800" * 512, 1.0, -2)),
-        ({"client_id": "", "weight": 1e300, "priority": 1e300}, ("id", "", 1e6, 2**31)),
+        ({"client_id": "", "weight": 1e300, "priority": 1e300}, ("id", "anonymous", 1e6, 2**31)),
         ({"client_id": "a", "weight": 1e-300, "priority": {}}, ("id", "a", 1e-6, 0)),
         ({"client_id": "a", "weight": 2**63, "priority": float("inf")}, ("id", "a", 1e6, 0)),
     ]
