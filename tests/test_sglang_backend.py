@@ -382,7 +382,8 @@ def check_order(path: Path, manifest: results.Manifest) -> None:
         return
     assert decisions.replayed(log, spec.build()) == log
     assert [entry[1] for entry in log if entry[0] == "offer"] == admitted
-    assert (admitted == sorted(admitted)) == (spec.name == "fcfs")
+    if spec.name == "fcfs":
+        assert admitted == sorted(admitted)
 
 
 def padded(entry: decisions.Entry) -> decisions.Entry:
