@@ -7,6 +7,7 @@ stand-in gets wrong is said by the variables FAKE_*.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import time
@@ -147,6 +148,11 @@ def begin_or_fail() -> None:
         raise ValueError(os.environ["FAKE_START"])
     if "FAKE_SLOW" in os.environ:
         time.sleep(600)
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """An event of a streamed reply."""
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
 async def streamed(request: web.Request, events: AsyncIterator[bytes]) -> web.StreamResponse:

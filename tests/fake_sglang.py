@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from aiohttp import web
-from fake_engine import Engine, Reply, begin_or_fail, serve, streamed
+from fake_engine import Engine, Reply, begin_or_fail, event, serve, streamed
 
 FCFS = {"target": "baselines.fcfs:FCFS", "parameters": {}}
 
@@ -74,10 +74,6 @@ async def too_long(tokens: int, most: int) -> AsyncIterator[bytes]:
     said = f"The input ({tokens} tokens) is longer than the model's context length ({most} tokens)."
     yield event({"error": {"message": said, "type": "invalid_request_error", "code": 400}})
     yield b"data: [DONE]\n\n"
-
-
-def event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
 def routes_of(engine: Engine, flags: argparse.Namespace) -> web.RouteTableDef:

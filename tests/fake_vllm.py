@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
-from fake_engine import Engine, Reply, begin_or_fail, serve, streamed
+from fake_engine import Engine, Reply, begin_or_fail, event, serve, streamed
 
 
 def engine_for(flags: argparse.Namespace) -> Engine:
@@ -53,10 +53,6 @@ async def events(reply: Reply) -> AsyncIterator[bytes]:
         yield event({"choices": [{"text": " w7", "token_ids": [token]}]})
     yield event({"choices": [], "usage": usage(reply, tokens)})
     yield b"data: [DONE]\n\n"
-
-
-def event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content).encode() + b"\n\n"
 
 
 def routes_of(engine: Engine, flags: argparse.Namespace) -> web.RouteTableDef:

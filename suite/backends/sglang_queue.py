@@ -41,6 +41,8 @@ class PolicyQueue(list[Any]):
         self._tried = False
         """Whether the engine has tried the last offer."""
         self._aside: list[Served] = []
+        self._checks: list[Any] = []
+        """SGLang's health checks that wait."""
 
     # -- an admission pass ---------------------------------------------------------------------------------
 
@@ -77,7 +79,7 @@ class PolicyQueue(list[Any]):
 
     def _offered(self) -> Iterator[Any]:
         """Health checks, then whom the policy offers while there is room for one more."""
-        yield from [request for request in self if request not in self.served]
+        yield from list(self._checks)
         while self._room() and (served := self._ask()):
             self._tried = False
             yield served.engine
@@ -109,8 +111,8 @@ class PolicyQueue(list[Any]):
         """A request has come in, or has lost its place."""
         super().append(request)
         if request.rid.startswith(HEALTH_CHECK_RID_PREFIX):
-            return
-        if served := self.served.get(request):
+            self._checks.append(request)
+        elif served := self.served.get(request):
             self._host.preempted(served, self.released.pop(request, 0))
         else:
             self.served[request] = self._host.arrived(request, *_facts(request))
@@ -118,6 +120,7 @@ class PolicyQueue(list[Any]):
     def pop(self, index: Any = -1) -> Any:
         """A request has been withdrawn."""
         request = super().pop(index)
+        self._checks = [check for check in self._checks if check is not request]
         self._withdrawn(request)
         return request
 
@@ -126,6 +129,7 @@ class PolicyQueue(list[Any]):
         kept = set(requests)
         gone = [request for request in self if request not in kept]
         self[:] = [request for request in self if request in kept]
+        self._checks = [check for check in self._checks if check in kept]
         for request in gone:
             self._withdrawn(request)
 
