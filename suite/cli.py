@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -13,11 +14,24 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import suite
-from suite.commands import bench, calibrate, engines, serve, verify, workload
+from suite.commands import (
+    attack,
+    bench,
+    calibrate,
+    compare,
+    engines,
+    metrics,
+    new,
+    reproduce,
+    serve,
+    verify,
+    workload,
+)
 from suite.commands.console import complain, progress, results, say, show
 from suite.errors import BadInput
 
 if TYPE_CHECKING:
+    from suite.experiment import Experiment
     from suite.runner import Outcome
 
 INTERRUPTED = 130
@@ -41,6 +55,11 @@ app.add_typer(workload.app, name="workload")
 app.add_typer(bench.app, name="bench")
 app.add_typer(engines.app, name="engines")
 app.add_typer(verify.app, name="verify")
+app.add_typer(new.app, name="new")
+app.command()(attack.attack)
+app.command()(compare.compare)
+app.command()(metrics.metrics)
+app.command()(reproduce.reproduce)
 app.command()(serve.serve)
 app.command()(calibrate.calibrate)
 
@@ -115,6 +134,10 @@ def run(
             "--set", metavar="KEY=VALUE", help="Set or, with a list, sweep a parameter; repeatable."
         ),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Experiment whose schedulers are run beside yours; a score card compares them."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=_OUT_HELP)] = None,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Cells run at once.", show_default="one for each core")
@@ -134,15 +157,20 @@ def run(
     suite run quickstart -s vtc -s dlpm --set "dlpm.quantum=[1000, 8000]" --set backend.gpu=h100
 
     suite run -w chat -s vtc -s dlpm:quantum=2000 -s my_idea.py:MyIdea
+
+    suite run -s my_idea.py:MyIdea --against standard
     """
     from suite import display, runner
     from suite import experiment as experiments
     from suite.validation import assignments
 
+    if against is not None and (experiment is not None or not schedulers):
+        raise BadInput("--against stands in for EXPERIMENT, and needs a scheduler of yours: -s SCHEDULER")
     chosen = experiments.load(
-        experiment,
+        against or experiment,
         workloads=workloads or (),
-        schedulers=schedulers or (),
+        schedulers=schedulers or () if against is None else (),
+        candidates=schedulers or () if against is not None else (),
         seeds=seeds or (),
         sweep=assignments(settings or ()),
     )
@@ -153,12 +181,13 @@ def run(
     if dry_run:
         show(display.plan(plan, runner.estimate(plan), jobs))
         return
-    outcome = runner.run(chosen.name, plan, folder, processes=jobs, fresh=fresh, console=console)
-    _tell(outcome)
+    outcome = runner.run(chosen, plan, folder, processes=jobs, fresh=fresh, console=console)
+    _tell(outcome, chosen, schedulers or () if against else ())
 
 
-def _tell(outcome: Outcome) -> None:
-    from suite.report import tables
+def _tell(outcome: Outcome, experiment: Experiment, candidates: Sequence[str]) -> None:
+    """What became of a run; of candidates, their score card against all others."""
+    from suite.report import terminal
 
     for slug, reason in outcome.failed.items():
         complain(f"failed: {slug}: {reason}")
@@ -167,8 +196,10 @@ def _tell(outcome: Outcome) -> None:
         complain(f"interrupted: {kept} of {outcome.jobs} cells are kept; the same command resumes")
         raise typer.Exit(INTERRUPTED)
     if outcome.report is not None:
-        show(tables.rich_table(tables.collect(outcome.out), results().width))
-        say(f"report:  {outcome.report}")
+        show(terminal.rich_table(outcome.report.frame, results().width))
+        if candidates:
+            compare.score_card(experiment, candidates, outcome.out, outcome.report)
+        say(f"report:  {outcome.report.page}")
         say(f"figures: {outcome.out / 'figures'}")
         say(
             f"cells:   {outcome.finished} run, {outcome.skipped} kept from before, in {outcome.out / 'cells'}"
@@ -191,13 +222,28 @@ def schedulers() -> None:
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder written by `suite run`.")],
+    slo: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=SECONDS,...", help="Latency goal to count goodput under."),
+    ] = None,
+    with_invalid: Annotated[
+        bool, typer.Option("--with-invalid", help="Also show the runs that are not valid as results.")
+    ] = False,
 ) -> None:
     """Write the figures, tables and report.html of an experiment's folder again.
 
-    Example: suite report results/runs/quickstart
-    """
-    from suite.report import html, tables
+    [bold]Examples[/bold]
 
-    page = html.write_report(folder)
-    show(tables.rich_table(tables.collect(folder), results().width))
-    say(f"report:  {page}")
+    suite report results/runs/quickstart
+
+    suite report results/runs/quickstart --slo ttft=5,tpot=0.2
+    """
+    from suite.metrics.goodput import Slo
+    from suite.report import html, terminal
+    from suite.validation import assignments, at, validated
+
+    with at("--slo"):
+        bounds = None if slo is None else validated(Slo, assignments(slo.split(",")))
+    written = html.write_report(folder, slo=bounds, with_invalid=with_invalid)
+    show(terminal.rich_table(written.frame, results().width))
+    say(f"report:  {written.page}")

@@ -6,10 +6,11 @@
     backend: {kind: simulator, gpu: a10g}               # or a list: each of them, named by its kind or `name`
     seeds: [0, 1]                                       # or how many
     sweep: {workload.load: [1, 2], dlpm.quantum: [1000, 2000], backend.max_running: [64, 256]}
+    slo: {ttft: 5, tpot: 0.2}                           # seconds; judged afterwards, no part of any cell
 
 Every path is taken from the working directory. A finished trace is the same under every seed and makes cells
-for the first seed alone. A sweep's key begins with `workload`, `backend` or the name of
-a scheduler; a scheduler's parameter is swept for that scheduler alone.
+for the first seed alone. A sweep's key begins with `workload`, `backend` or the name of a scheduler; a
+scheduler's parameter is swept for that scheduler alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -30,10 +31,11 @@ from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-import baselines
 import suite
 from suite.backends.base import Backend
 from suite.errors import BadInput, did_you_mean
+from suite.fingerprint import files_digest, sources_digest
+from suite.metrics.goodput import Slo
 from suite.policies import SchedulerSpec, Stock, parse, shown
 from suite.trace import Trace
 from suite.validation import at, read_yaml, validated
@@ -54,9 +56,6 @@ VIRTUAL = {
 """The same for engines whose scheduler runs without a model, on a virtual clock: `clock: virtual`."""
 
 _READY = Path(str(files("suite"))) / "experiments"
-
-_DECISIVE = ("trace.py", "content.py", "dialect.py", "client.py", "stream.py", "replay.py")
-"""Modules whose change may change an outcome, besides backends and baselines."""
 
 _MOST_SEEDS = 1000
 """More than anybody runs; a slip of the finger is told instead of filling the memory."""
@@ -98,9 +97,9 @@ class Cell:
             "trace": trace,
             "scheduler": [self.scheduler.target.rpartition(":")[2], self.scheduler.source_digest],
             "parameters": self.scheduler.full_parameters,
-            "backend": [self.settings, _files_digest(_backend_model(self.settings))],
+            "backend": [self.settings, files_digest(_backend_model(self.settings))],
             "seed": self.seed,
-            "suite": [suite.__version__, _sources_digest()],
+            "suite": [suite.__version__, sources_digest()],
         }
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -114,10 +113,14 @@ def generate(trace_key: str) -> Trace:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A name and the cells to run, in order. `varied` is true if they are not just what a file says."""
+    """A name and the cells to run, in order. `varied` is true if they are not just what a file says.
+
+    `slo` is the service level that the report counts goodput under.
+    """
 
     name: str
     cells: tuple[Cell, ...]
+    slo: Slo | None = None
     varied: bool = False
 
     @property
@@ -126,19 +129,31 @@ class Experiment:
         labels = json.dumps([cell.labels for cell in self.cells], sort_keys=True)
         return f"{self.name}-{sha256(labels.encode()).hexdigest()[:6]}" if self.varied else self.name
 
+    @property
+    def schedulers(self) -> list[str]:
+        """The schedulers as shown, in order."""
+        return list(dict.fromkeys(str(cell.labels["scheduler"]) for cell in self.cells))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in order."""
+        return list(dict.fromkeys(cell.seed for cell in self.cells))
+
 
 def load(
     source: str | None = None,
     *,
     workloads: Sequence[str] = (),
     schedulers: Sequence[str] = (),
+    candidates: Sequence[str] = (),
     seeds: Sequence[int] = (),
     sweep: Mapping[str, Any] = MappingProxyType({}),
 ) -> Experiment:
     """The experiment in a file or of a ready name, or, without one, the experiment the other arguments make.
 
     Where given, `workloads`, `schedulers` and `seeds` replace the file's; `sweep` adds to its sweep or
-    replaces there. Raises `BadInput` naming the file and the field.
+    replaces there. `candidates` are schedulers beside the file's own; they make no variation of it, so that
+    its cells are shared. Raises `BadInput` naming the file and the field.
     """
     if source is None and not (workloads and schedulers):
         raise BadInput(
@@ -151,7 +166,8 @@ def load(
         content["sweep"] = {**content["sweep"], **sweep}
     varied = path is None or any((workloads, schedulers, seeds, sweep))
     with at(str(path or "command line")):
-        return replace(validated(_File, content).experiment(), varied=varied)
+        file = validated(_File, content)
+        return replace(file.beside(candidates).experiment(), varied=varied)
 
 
 def ready() -> list[str]:
@@ -230,14 +246,19 @@ class _File(BaseModel):
     )
     seeds: Annotated[list[_Seed], BeforeValidator(_count_or_list), Field(min_length=1)] = [0]
     sweep: dict[str, _Axis] = Field(default_factory=dict)
+    slo: Slo | None = None
+
+    def beside(self, candidates: Iterable[str]) -> _File:
+        """The same with these schedulers too, where it does not have them already."""
+        own = {variant.part.label for variant in self._schedulers()}
+        labels = {parse(candidate).label: candidate for candidate in candidates}
+        new = [candidate for label, candidate in labels.items() if label not in own]
+        return self.model_copy(update={"schedulers": [*self.schedulers, *new]})
 
     def experiment(self) -> Experiment:
         """All cells, each checked as far as can be without generating a trace."""
-        schedulers, workloads, backends = (
-            list(self._schedulers()),
-            list(self._workloads()),
-            list(self._backends()),
-        )
+        schedulers, workloads = list(self._schedulers()), list(self._workloads())
+        backends = list(self._backends())
         self._check_axes([variant.part.name for variant in schedulers])
         for spec in (variant.part for variant in schedulers):
             if not any(_runs_on(spec, backend.part) for backend in backends):
@@ -248,7 +269,7 @@ class _File(BaseModel):
             for seed, scheduler in itertools.product(workload.seeds or self.seeds, schedulers)
             if _runs_on(scheduler.part, backend.part)
         )
-        return Experiment(self.name, tuple(_with_slugs(cells)))
+        return Experiment(self.name, tuple(_with_slugs(cells)), self.slo)
 
     def _workloads(self) -> Iterator[_Variant]:
         for i, entry in enumerate(self.workloads):
@@ -375,21 +396,3 @@ def _with_slugs(cells: Iterable[Cell]) -> Iterator[Cell]:
         slugs[cell.slug] += 1
         number = slugs[cell.slug]
         yield cell if number == 1 else replace(cell, slug=f"{cell.slug}_({number})")
-
-
-def _files_digest(settings: BaseModel) -> str:
-    """SHA-256 over the content of the files that the settings name."""
-    paths = [value for _, value in settings if isinstance(value, Path) and value.is_file()]
-    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
-
-
-@cache
-def _sources_digest() -> str:
-    """SHA-256 over the sources whose change may change an outcome."""
-    package = Path(suite.__file__).parent
-    roots = [Path(next(iter(baselines.__path__))), package / "backends"]
-    found = sorted(path for root in roots for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
-    sha = sha256()
-    for path in [*(package / name for name in _DECISIVE), *found]:
-        sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return sha.hexdigest()

@@ -312,7 +312,8 @@ def _streams(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _health(crew: Sequence[_Process], records: Sequence[Record]) -> dict[str, Any]:
-    """Send lag over all requests sent, the worst process's loop lag, each process's share of a core."""
+    """Send lag over all requests sent, the worst process's loop lag, each process's share of a core, and
+    the limits they are judged by."""
     lags = [record.lag for record in records if not isnan(record.lag)] or [0.0]
     told = [process.health for process in crew if process.health]
     answered = [record for record in records if record.status == "finished"]
@@ -324,6 +325,7 @@ def _health(crew: Sequence[_Process], records: Sequence[Record]) -> dict[str, An
         "loop_lag_p99_s": max((health.loop_lag_p99 for health in told), default=0.0),
         "loop_lag_max_s": max((health.loop_lag_max for health in told), default=0.0),
         "cpu_shares": [round(health.cpu_share, 4) for health in told],
+        "limits": {"send_lag_p99_s": LATE, "loop_lag_p99_s": SLUGGISH, "cpu_share": SATURATED},
         "output_tokens_counted": all(record.counted for record in answered),
         "cached_tokens_reported": any(record.cached_tokens is not None for record in answered),
     }

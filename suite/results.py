@@ -1,4 +1,4 @@
-"""What a run leaves behind: a folder with manifest, requests and service log, written as one piece.
+"""What a run leaves behind: a folder with manifest, requests, service log and more, written as one piece.
 
 `requests.parquet`, one row per request of the trace, in trace order:
     id, client, session (str or null)
@@ -10,7 +10,9 @@
     preemptions                                 times it lost its place
     weight                                      its client's weight
     status                                      "finished", "rejected" (never fits), "failed" (an error, or
-                                                cut short), "cancelled" (came after one that was not served)
+                                                cut short), "starved" (never admitted although nothing else
+                                                was left to run), "cancelled" (came after one that was not
+                                                served; never sent)
     send_lag                                    seconds it was sent after it was due; 0 on a virtual clock
     error (str or null)                         what the engine or the connection said
 
@@ -20,8 +22,14 @@ Input columns count at admission, output tokens as generated; a row with output 
 decode steps that ended at `time`. What an abort leaves uncomputed comes back as a negative `extend`,
 and likewise what is not computed again after all as a negative `recomputed`.
 
-`streams.parquet`, only where replies were streamed: one row per chunk as the client received it, in order,
+`streams.parquet`, one row per chunk of a reply, those of one request in order of time:
     id, time, tokens
+A chunk is what the client received at once, or in a simulated run what a request got in one stretch of
+decode steps. A chunk of k tokens counts as k equal gaps of 1/k of the time since the chunk before it; the
+first one has none (in a simulated run it is one token).
+
+`sharing.parquet`, who found in the cache what whom had computed (see `suite.metrics.sharing`),
+    payer, client, tokens
 `manifest.json`: what was run, on what, with which versions and digests; see `Manifest`.
 """
 
@@ -46,6 +54,18 @@ REQUEST_COLUMNS = (
 )  # fmt: skip
 SERVICE_COLUMNS = ("time", "client", "extend", "cached", "recomputed", "output")
 STREAM_COLUMNS = ("id", "time", "tokens")
+SHARING_COLUMNS = ("payer", "client", "tokens")
+FRAMES = {
+    "requests": REQUEST_COLUMNS,
+    "service": SERVICE_COLUMNS,
+    "streams": STREAM_COLUMNS,
+    "sharing": SHARING_COLUMNS,
+}
+"""The tables of a run folder and their columns, named as in `Run`."""
+OPTIONAL = ("streams", "sharing")
+"""Those that a folder may lack."""
+REPEATED = {"streams": ["id"]}
+"""Columns that hold each text many times and are read as categories."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +97,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run, in memory. Frames have the columns named in this module's docstring."""
+    """One finished run, in memory. Frames have the columns named in this module's docstring.
+
+    `streams` is None where replies were not followed chunk by chunk, `sharing` where it was not worked out.
+    """
 
     manifest: Manifest
     requests: pd.DataFrame
     service: pd.DataFrame
     streams: pd.DataFrame | None = None
+    sharing: pd.DataFrame | None = None
 
 
 def write(run: Run, folder: Path) -> None:
@@ -99,10 +123,10 @@ def _write(run: Run, folder: Path, draft: Path) -> None:
     old = draft.with_name(f"{draft.name}.old")
     try:
         draft.chmod(0o755)
-        run.requests.to_parquet(draft / "requests.parquet", index=False)
-        run.service.to_parquet(draft / "service.parquet", index=False)
-        if run.streams is not None:
-            run.streams.to_parquet(draft / "streams.parquet", index=False)
+        for name in FRAMES:
+            frame: pd.DataFrame | None = getattr(run, name)
+            if frame is not None:
+                frame.to_parquet(draft / f"{name}.parquet", index=False)
         (draft / "manifest.json").write_text(
             json.dumps(asdict(run.manifest), indent=2, sort_keys=True) + "\n"
         )
@@ -116,12 +140,11 @@ def _write(run: Run, folder: Path, draft: Path) -> None:
 
 def read(folder: Path) -> Run:
     """Read a run folder. Raises `BadInput` naming the file that is missing or damaged."""
-    streams = folder / "streams.parquet"
     return Run(
         read_manifest(folder),
-        _frame(folder / "requests.parquet", REQUEST_COLUMNS),
-        _frame(folder / "service.parquet", SERVICE_COLUMNS),
-        _frame(streams, STREAM_COLUMNS) if streams.exists() else None,
+        _frame(folder, "requests"),
+        _frame(folder, "service"),
+        *(_frame(folder, name) if (folder / f"{name}.parquet").exists() else None for name in OPTIONAL),
     )
 
 
@@ -136,12 +159,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise BadInput(f"{path}: not a manifest of this suite: {error}") from None
 
 
-def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _frame(folder: Path, name: str) -> pd.DataFrame:
+    path = folder / f"{name}.parquet"
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path, read_dictionary=REPEATED.get(name))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
-    missing = [column for column in columns if column not in frame.columns]
+    missing = [column for column in FRAMES[name] if column not in frame.columns]
     if missing:
-        raise BadInput(f"{path}: columns missing: {', '.join(missing)}")
+        raise BadInput(f"{path}: columns missing: {', '.join(missing)}; run it again")
     return frame

@@ -1,29 +1,34 @@
 """Run an experiment: each cell written as one piece, finished ones skipped.
 
-Cells run in parallel processes, those of a backend that measures real time one by one in this process.
+Cells run in parallel processes, those of a backend that measures real time one by one in this process. Under
+every second seed the schedulers come in the opposite order (A B, B A, A B, ...), so that a machine that grows
+slower or faster meanwhile favours nobody.
 
 OUT/cells/<slug>/    a run folder (see `suite.results`) and clients.csv, the per-client table
 OUT/logs/<slug>/     what the backend left there; kept whatever becomes of the cell
 OUT/broken/<slug>/   what was measured of a run that broke off; a later, whole run of the cell removes it
-OUT/experiment.json  {"name", "command", "cells": [slugs of the finished cells, in the experiment's order]}
+OUT/experiment.json  {"name", "command", "slo", "cells": [slugs of the finished cells, in their order]}
+OUT/.lock            held while a run writes here
 OUT/report.html ...  see `suite.report`
 """
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -33,10 +38,13 @@ from suite.backends.base import KEPT, Incomplete, Progress
 from suite.backends.base import Outcome as Served
 from suite.errors import BadInput
 from suite.experiment import Cell, Experiment, generate
-from suite.files import DRAFT, probe, write_atomically
-from suite.metrics import summary
+from suite.files import DRAFT, probe, write_atomically, writing
+from suite.metrics import sharing, summary
 from suite.results import Manifest, Run
 from suite.trace import Trace
+
+if TYPE_CHECKING:
+    from suite.report.html import Report
 
 RUNS = Path("results/runs")
 """Where runs go unless told otherwise, below the working directory."""
@@ -89,7 +97,7 @@ class Outcome:
     finished: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
-    report: Path | None = None
+    report: Report | None = None
 
 
 def plan(experiment: Experiment, out: Path, command: str = "") -> Iterator[Job]:
@@ -122,25 +130,60 @@ def estimate(jobs: Sequence[Job]) -> dict[str, float]:
 
 
 def run(
-    name: str, jobs: Sequence[Job], out: Path, *, processes: int, fresh: bool = False, console: Console
+    experiment: Experiment,
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    processes: int,
+    fresh: bool = False,
+    report: bool = True,
+    console: Console,
 ) -> Outcome:
-    """Run the jobs that are not finished (with `fresh`, all), then write the report.
+    """Run those of the experiment's jobs that are not finished (with `fresh`, all), then write the report.
 
     A job that fails is noted and does not stop the others. KeyboardInterrupt stops the workers; what is
-    finished stays, nothing half-written does. Raises `BadInput` before any work if `out` cannot be written.
+    finished stays, nothing half-written does. Raises `BadInput` before any work if `out` cannot be written,
+    or if another run writes there.
     """
     _check_place(out)
-    todo = [job for job in jobs if fresh or not job.is_finished]
-    outcome = Outcome(out, len(jobs), skipped=len(jobs) - len(todo))
-    try:
-        _work_off(todo, outcome, processes, console)
-        if _write_index(name, jobs, out):
-            outcome.report = _report(out, console)
-    except KeyboardInterrupt:
-        outcome.interrupted = True
-        whole = _write_index(name, jobs, out)  # a cell may be whole whose worker could not say so any more
-        outcome.finished = len(whole) - outcome.skipped
-    return outcome
+    with _locked(out):
+        todo = [job for job in jobs if fresh or not job.is_finished]
+        outcome = Outcome(out, len(jobs), skipped=len(jobs) - len(todo))
+        try:
+            _work_off(_interleaved(experiment, todo), outcome, processes, console)
+            if _write_index(experiment, jobs, out) and report:
+                outcome.report = _report(out, console)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            # a cell may be whole whose worker could not say so any more
+            whole = _write_index(experiment, jobs, out)
+            outcome.finished = len(whole) - outcome.skipped
+        return outcome
+
+
+def _interleaved(experiment: Experiment, jobs: Iterable[Job]) -> list[Job]:
+    """The jobs in the order A B B A: the schedulers of one trace reversed under every second seed."""
+    rounds = itertools.groupby(jobs, key=lambda job: (job.cell.trace_key, str(job.cell.settings)))
+    ordered = (list(found) for _, found in rounds)
+    return [
+        job
+        for one in ordered
+        for job in (reversed(one) if experiment.seeds.index(one[0].cell.seed) % 2 else one)
+    ]
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the folder, so that two runs do not write the same cells and the same index."""
+    path = out / ".lock"
+    with writing(path):
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{out}: another run writes here; wait for it, or choose another --out") from None
+        yield
 
 
 def _check_place(out: Path) -> None:
@@ -155,7 +198,7 @@ def _check_place(out: Path) -> None:
             )
 
 
-def _report(out: Path, console: Console) -> Path:
+def _report(out: Path, console: Console) -> Report:
     from suite.report import html  # here, as worker processes load this module and draw nothing
 
     with console.status("writing the report"):
@@ -205,10 +248,11 @@ def _note(event: workers.Event, slug: str, outcome: Outcome) -> None:
         outcome.finished += 1
 
 
-def _write_index(name: str, jobs: Sequence[Job], out: Path) -> list[str]:
+def _write_index(experiment: Experiment, jobs: Sequence[Job], out: Path) -> list[str]:
     """Write experiment.json and return the finished cells it lists."""
     cells = [job.cell.slug for job in jobs if job.is_finished]
-    index = {"name": name, "command": jobs[0].command, "cells": cells}
+    slo = experiment.slo.model_dump(exclude_none=True) if experiment.slo else None
+    index = {"name": experiment.name, "command": jobs[0].command, "cells": cells, "slo": slo}
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     write_atomically(out / "experiment.json", lambda file: file.write_text(text, encoding="utf-8"))
     return cells
@@ -267,7 +311,8 @@ def _run(job: Job, progress: Progress) -> Run:
     def described(outcome: Served) -> Run:
         times = {"started": started.isoformat(), "seconds": time.perf_counter() - start}
         manifest = _manifest(job, trace, outcome, times)
-        return Run(manifest, outcome.requests, outcome.service, outcome.streams)
+        shared = sharing.shared(trace, outcome.requests)
+        return Run(manifest, outcome.requests, outcome.service, outcome.streams, shared)
 
     try:
         return described(cell.backend().run(trace, cell.scheduler, job.logs, progress))

@@ -90,7 +90,7 @@ class NaiveEngine(ABC):
         self.steps = self.sequence = 0
 
     def run(self) -> None:
-        """Serve the whole trace."""
+        """Serve the whole trace, but those whom the policy never offers."""
         while True:
             self._take_arrivals()
             plan = self._schedule()
@@ -100,7 +100,8 @@ class NaiveEngine(ABC):
                 self.now = max(self.now, min(times))
             else:
                 break
-        assert not self.waiting, f"stuck with {self.waiting}"
+        for job in self.waiting:
+            self._lose(job, "starved")
 
     # -- arrivals ----------------------------------------------------------------------------------------
 
@@ -122,15 +123,15 @@ class NaiveEngine(ABC):
     def _arrive(self, job: Job) -> None:
         job.arrival = self._due(job)
         if not self._can_ever_fit(job):
-            self._reject(job)
+            self._lose(job, "rejected")
             return
         job.sequence = self.sequence
         self.sequence += 1
         self._wait(job)
         self.policy.arrived(job, self.now)
 
-    def _reject(self, job: Job) -> None:
-        job.status = "rejected"
+    def _lose(self, job: Job, status: str) -> None:
+        job.status = status
         lost = {job.id}
         for later in self.jobs:
             if lost.intersection(later.trace.after):

@@ -37,6 +37,16 @@ def rejected(client: str, arrival: float) -> dict[str, Any]:
     return {"client": client, "arrival": arrival, "admitted": NAN, "output_tokens": 0, "status": "rejected"}
 
 
+def starved(client: str, arrival: float, **given: Any) -> dict[str, Any]:
+    """A request that the scheduler never admits."""
+    return {**rejected(client, arrival), "status": "starved", **given}
+
+
+def cancelled(client: str, session: str) -> dict[str, Any]:
+    """A request that is never sent, as one before it in its session was not served."""
+    return {**rejected(client, NAN), "session": session, "status": "cancelled"}
+
+
 def service(frame: pd.DataFrame) -> pd.DataFrame:
     """The log such requests leave: the prompt at admission, the output in one row at the finish."""
     rows = []
@@ -49,7 +59,13 @@ def service(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def run(frame: pd.DataFrame, misbehaving: tuple[str, ...] = (), **labels: Any) -> Run:
+def run(
+    frame: pd.DataFrame,
+    misbehaving: tuple[str, ...] = (),
+    streams: pd.DataFrame | None = None,
+    sharing: pd.DataFrame | None = None,
+    **labels: Any,
+) -> Run:
     """A run of these requests."""
     names = {"workload": "chat", "scheduler": "fcfs", "seed": 0, **labels}
     names = {"policy": names["scheduler"].split(":")[0], **names}
@@ -69,7 +85,7 @@ def run(frame: pd.DataFrame, misbehaving: tuple[str, ...] = (), **labels: Any) -
         command="suite run",
         times={"seconds": 1.5},
     )
-    return Run(manifest, frame, service(frame))
+    return Run(manifest, frame, service(frame), streams, sharing)
 
 
 def experiment(folder: Path, *runs: Run, name: str = "hand-made") -> Path:

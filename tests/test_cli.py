@@ -20,6 +20,8 @@ import yaml
 
 from suite import cli, results, trace
 from suite.files import DRAFT
+from suite.report import tables
+from suite.report.html import Report
 
 SUITE = Path(sys.executable).with_name("suite")
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -84,6 +86,11 @@ def example(language: str, containing: str) -> str:
     return found
 
 
+def without_figures(folder: Path) -> Report:
+    """What `write_report` returns, without the page."""
+    return Report(folder / "report.html", tables.collect(folder))
+
+
 # -- what works ------------------------------------------------------------------------------------------
 
 
@@ -105,8 +112,9 @@ def test_the_readmes_scheduler_runs_beside_the_baselines(suite: Suite, tmp_path:
     assert Path("out/report.html").is_file()
 
     Path("out/report.html").unlink()
-    again = suite("report", "out")
+    again = suite("report", "out", "--slo", "ttft=5,tpot=0.2")
     assert again.code == 0
+    assert "goodput" in again.out
     assert "my-idea:patience=5" in again.out
     assert Path("out/report.html").is_file()
 
@@ -173,7 +181,7 @@ def test_lists_name_what_there_is(suite: Suite):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["schedulers"], ["report"], ["bench", "simulator"]]
+    [[], ["run"], ["schedulers"], ["report"], ["compare"], ["verify", "compare"], ["bench", "simulator"]]
     + [["workload", name] for name in ("generate", "describe", "import", "list")],
 )
 def test_help_teaches_by_example(command: list[str], suite: Suite):
@@ -210,6 +218,11 @@ def test_the_installed_script_starts_without_the_heavy_libraries():
         ("workload describe wrong.jsonl", "wrong.jsonl:3: output_tokens: "),
         ("workload import mooncak x.jsonl -o x.parquet", "did you mean 'mooncake'?"),
         ("report .", "experiment.json"),
+        ("report . --slo tttf=1", "--slo: tttf: unknown key; did you mean 'ttft'?"),
+        ("run e -s vtc --against quickstart", "--against stands in for EXPERIMENT, and needs a scheduler"),
+        ("run --against quickstart", "--against stands in for EXPERIMENT, and needs a scheduler"),
+        ("compare gone -c dlpm", "gone: not an experiment; "),
+        ("compare quickstart", "Missing option '--candidate' / '-c'"),
         ("run --seed x", "Invalid value for '--seed': "),
         ("run -j 0", "Invalid value for '--jobs' / '-j': "),
         ("run --nonsense", "No such option: --nonsense"),
@@ -291,7 +304,7 @@ def test_what_the_terminal_cannot_spell_is_replaced(tmp_path: Path):
 
 
 def test_a_variation_leaves_the_report_of_the_experiment_alone(suite: Suite, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("suite.report.html.write_report", lambda out: out / "report.html")
+    monkeypatch.setattr("suite.report.html.write_report", without_figures)
     Path("e.yaml").write_text("name: e\nworkloads: [tiny.yaml]\nschedulers: [fcfs]\n")
     for arguments in (["e.yaml"], ["e.yaml", "-s", "lpm"], ["e.yaml", "-s", "vtc"], ["e.yaml", "-s", "vtc"]):
         assert suite("run", *arguments).code == 0
@@ -301,6 +314,23 @@ def test_a_variation_leaves_the_report_of_the_experiment_alone(suite: Suite, mon
     assert found.pop("e") == ["tiny_fcfs_seed=0"]
     assert sorted(found.values()) == [["tiny_lpm_seed=0"], ["tiny_vtc_seed=0"]]
     assert all(re.fullmatch(r"e-[0-9a-f]{6}", name) for name in found)
+
+
+def test_a_candidate_is_held_against_an_experiment_and_shares_its_cells(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("suite.report.html.write_report", without_figures)
+    Path("e.yaml").write_text("name: e\nworkloads: [tiny.yaml]\nschedulers: [fcfs, vtc]\nseeds: 2\n")
+    assert suite("run", "e.yaml").code == 0
+    done = suite("run", "-s", "lpm", "--against", "e.yaml")
+    assert done.code == 0, done.err
+    assert "2 run, 4 kept from before, in results/runs/e/cells" in done.out
+    card = done.out.partition("score card")[2]
+    assert re.search(r"against fcfs .*against vtc ", card)
+    for baseline in ("fcfs", "vtc"):
+        assert re.search(rf"^lpm against {baseline}: .* 1 of 1 setting$", card, re.MULTILINE)
+    assert len(pd.read_csv("results/runs/e/effects.csv")) == 2 * 8
+    assert "score card" not in suite("run", "e.yaml").out
 
 
 def test_a_failed_cell_is_told_and_exits_with_1(suite: Suite):
@@ -349,7 +379,7 @@ def test_an_interrupt_keeps_what_is_finished_and_breaks_nothing(
 
 
 def test_the_same_command_resumes(suite: Suite, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("suite.report.html.write_report", lambda out: out / "report.html")
+    monkeypatch.setattr("suite.report.html.write_report", without_figures)
     Path("patient.py").write_text(PATIENT)
     arguments = ["run", "-w", "tiny.yaml", "-s", "fcfs", "-s", "patient.py:Patient", "-o", "out"]
     assert suite("run", "-w", "tiny.yaml", "-s", "fcfs", "-o", "out").code == 0

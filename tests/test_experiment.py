@@ -97,6 +97,23 @@ def test_a_finished_trace_makes_cells_for_the_first_seed_alone(tmp_path: Path):
     assert labels(found, "workload", "seed") == [("t", 3), ("tiny", 3), ("tiny", 5)]
 
 
+def test_candidates_stand_beside_the_files_own_and_share_its_folder(tmp_path: Path):
+    path = write(tmp_path, schedulers=["fcfs", {"name": "dlpm", "quantum": 9}], seeds=2)
+    found = load(path, candidates=["vtc", "dlpm:quantum=9", "vtc"])
+    assert found.schedulers == ["fcfs", "dlpm:quantum=9", "vtc"]
+    assert (found.folder, found.seeds) == ("e", [0, 1])
+    assert [cell for cell in found.cells if cell.scheduler.label != "vtc"] == list(load(path).cells)
+    with pytest.raises(BadInput, match=r"e\.yaml: unknown scheduler 'vtcc'; did you mean 'vtc'"):
+        load(path, candidates=["vtcc"])
+
+
+def test_a_service_level_is_read_and_decides_no_cell(tmp_path: Path):
+    plain, judged = load(write(tmp_path)), load(write(tmp_path, slo={"ttft": 5, "tpot": 0.2}))
+    assert judged.slo is not None
+    assert (judged.slo.ttft, judged.slo.tpot, judged.slo.e2e) == (5, 0.2, None)
+    assert (plain.slo, plain.cells) == (None, judged.cells)
+
+
 def test_a_variation_has_a_folder_of_its_own(tmp_path: Path):
     path = write(tmp_path)
     variations: list[dict[str, Any]] = [
@@ -248,6 +265,9 @@ def test_an_engines_own_scheduler_makes_cells_for_that_engine_alone(tmp_path: Pa
         ),
         ({"sweep": {"workload.laod": [1]}}, r"workloads\[0\]: .*laod"),
         ({"sweep": {"workload.load": []}}, r"sweep\.workload\.load: .*at least 1"),
+        ({"slo": {"tttf": 1}}, r"e\.yaml: slo\.tttf: unknown key"),
+        ({"slo": {"ttft": 0}}, r"e\.yaml: slo\.ttft: .*greater than 0"),
+        ({"slo": {}}, r"e\.yaml: slo: .*give ttft, tpot or e2e"),
         ({"name": "../up"}, r"e\.yaml: name: .*pattern"),
     ],
 )

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_runs import requests, service
+from synthetic_runs import rejected, requests, service, starved
 
 from suite.metrics import fairness
 from suite.metrics.service import curves
 from suite.metrics.windows import Window, windows
+from suite.results import SERVICE_COLUMNS
 
 amounts = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=9)
 
@@ -76,6 +77,23 @@ def test_normalised_service_divides_by_the_clients_weight():
     assert fairness.normalised(LOG, window, CLIENT_WEIGHTS).to_dict() == {"a": 20, "b": 15}
 
 
+def test_the_accumulated_difference_is_between_all_service_so_far():
+    # a has 10 from 0 on, b joins with 10 / 2 at 2; a has 30 at 4 and 60 at 10, b 30 / 2 at 8.
+    course = fairness.accumulated(LOG, CLIENT_WEIGHTS, np.array([0.0, 1, 3, 5, 9, 11]))
+    assert course.tolist() == [0, 10, 5, 25, 15, 45]
+    assert fairness.accumulated_gap(LOG, CLIENT_WEIGHTS) == 45
+
+
+def test_the_accumulated_gap_is_seen_between_a_prompt_and_the_next_output():
+    rows = [(0.0, "a", 10, 0, 0, 0), (1.0, "b", 0, 0, 0, 5)]
+    log = curves(pd.DataFrame(rows, columns=list(SERVICE_COLUMNS)), ["a", "b"], "actual")
+    assert fairness.accumulated_gap(log, pd.Series({"a": 1.0, "b": 1.0})) == 10
+
+
+def test_nobody_served_has_no_accumulated_gap():
+    assert fairness.accumulated_gap(curves(service(FRAME.iloc[:0]), ["a"], "client"), CLIENT_WEIGHTS) is None
+
+
 def test_demand_is_what_was_got_and_what_was_still_lacking():
     def wanted(start, end):
         return fairness.demand(FRAME, LOG, interval(start, end), "client").to_dict()
@@ -96,6 +114,19 @@ def test_jain_entitled_forgives_small_demand_and_names_withheld_service():
     )
     alone = pd.Series({"a": 60.0, "b": 0.0})
     assert fairness.jain_entitled(LOG, interval(0, 10), alone, equal) == pytest.approx(1)
+
+
+def test_what_starves_is_demanded_and_what_never_fits_is_not():
+    frame = requests(
+        {"client": "a", "arrival": 0, "finish": 4, "prompt_tokens": 30},
+        starved("b", 1.0, prompt_tokens=40),
+        rejected("c", 1.0),
+    )
+    log = curves(service(frame), ["a", "b", "c"], "client")
+    wanted = fairness.demand(frame, log, interval(0, 4), "client")
+    assert wanted.to_dict() == {"a": 32, "b": 40, "c": 0}
+    weights = pd.Series({"a": 1.0, "b": 1.0, "c": 1.0})
+    assert fairness.jain_entitled(log, interval(0, 4), wanted, weights) == pytest.approx(1 / 2)
 
 
 def test_jain_entitled_of_nothing_delivered_is_none():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_runs import rejected, requests, service
+from synthetic_runs import rejected, requests, service, starved
 
 from suite.metrics.service import Weights, cost, curves, received
 from suite.metrics.windows import overlap, windows
@@ -100,6 +100,25 @@ def test_a_client_never_served_empties_the_shared_windows_and_is_named():
     assert found["all_active"].reason == "client 'late' was never active"
     assert found["backlogged"].reason == "client 'late' was never backlogged"
     assert spans(found["whole"]) == [[0, 12]]
+
+
+def test_a_starved_request_waits_to_the_end_of_the_run():
+    frame = requests(
+        {"client": "a", "arrival": 0, "admitted": 3, "finish": 5},
+        {"client": "a", "arrival": 4, "admitted": 6, "finish": 8},
+        starved("b", 1.0),
+        starved("b", 7.0),
+    )
+    found = windows(frame)
+    assert spans(found["whole"]) == [[0, 8]]
+    assert spans(found["all_active"]) == [[1, 8]]
+    assert spans(found["backlogged"]) == [[1, 3], [4, 6]]
+
+
+def test_a_run_in_which_all_starved_has_no_whole_window():
+    found = windows(requests(starved("a", 0.0), starved("b", 2.0)))
+    assert found["whole"].reason == "no request was served"
+    assert spans(found["trimmed"]) == [[0.2, 2]]
 
 
 def test_clients_that_never_meet_have_no_shared_window():

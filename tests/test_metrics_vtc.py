@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 import pytest
 from synthetic_runs import requests
 
 from suite.metrics import throughput, vtc
-
-
-def published(path: Path) -> tuple[pd.DataFrame, float]:
-    """The requests of a result file of the VTC artifact, and how long its trace is."""
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    record = json.loads(path.read_text())
-    rows = pd.DataFrame(record["result"]["responses"])
-    served = rows["first_token_latency"] != -1
-    arrival = rows["req_time"]
-    frame = pd.DataFrame(
-        {
-            "client": rows["adapter_dir"],
-            "arrival": arrival,
-            "first_token": (arrival + rows["first_token_latency"]).where(served),
-            "finish": (arrival + rows["request_latency"]).where(served),
-            "prompt_tokens": rows["prompt_len"],
-            "output_tokens": rows["output_len"],
-            "cached_tokens": 0,
-            "status": served.map({True: "finished", False: "rejected"}),
-        }
-    )
-    return frame, float(record["config"]["duration"])
+from suite.reproduce import artifact
 
 
 @pytest.mark.parametrize(
@@ -41,7 +15,10 @@ def published(path: Path) -> tuple[pd.DataFrame, float]:
     [("FCFS", "759.97", "433.53", "32112.00", "777"), ("VTC", "368.40", "251.66", "6549.16", "779")],
 )
 def test_table_2_of_the_vtc_paper(traces, scheduler, largest, mean, variance, tokens):
-    frame, duration = published(traces / "vtc" / "results" / f"{scheduler}_real.jsonl")
+    path = traces / "vtc" / "results" / f"{scheduler}_real.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    frame, duration = artifact.requests(path)
     found = vtc.service_difference(frame, vtc.starts(duration))
     assert f"{found.max:.2f}" == largest
     assert f"{found.mean:.2f}" == mean

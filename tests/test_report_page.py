@@ -1,89 +1,102 @@
-"""Figures and the page: drawn from hostile names, self-contained, and the same bytes every time."""
+"""The page: hostile names stay text, self-contained, the answer first, the same bytes every time."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib
 import pytest
-from synthetic_runs import experiment, rejected, requests, run
+from crowds import HOSTILE, crowd
+from synthetic_runs import experiment, rejected, requests, run, starved
 
-from suite.report import figures, style, tables
-from suite.report.experiment import load
 from suite.report.html import write_report
-
-HOSTILE = ("<script>alert(1)</script>", "$\\frac{1}$", "_hidden", "{{ 7 * 7 }}", "a\nb" + "x" * 99, "客户")
-
-
-def crowd(scheduler, clients, seed=0, speed=1.0):
-    """Each client sends three requests; they are served one after the other."""
-    rows, now = [], 0.0
-    for k in range(3):
-        for i, client in enumerate(clients):
-            arrival = 2.0 * k + 0.01 * i
-            start = max(now, arrival)
-            now = start + 0.5 / speed
-            times = {"arrival": arrival, "admitted": start, "first_token": start + 0.1, "finish": now}
-            rows.append({"client": client, **times, "prompt_tokens": 10 + i, "output_tokens": 4})
-    return run(requests(*rows), misbehaving=clients[:1], scheduler=scheduler, seed=seed)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    late = crowd("<i>late</i>", HOSTILE, speed=9)
     made = experiment(
         tmp_path_factory.mktemp("hostile"),
         crowd("fcfs", HOSTILE),
-        crowd("dlpm:quantum=1000", HOSTILE, speed=2),
-        crowd("dlpm:quantum=1000", HOSTILE, seed=1, speed=3),
-        crowd("dlpm:quantum=2000", HOSTILE, speed=4),
-        crowd("<b>mine</b>", HOSTILE, speed=3),
+        crowd("dlpm:quantum=1000", HOSTILE, speed=1.1),
+        crowd("dlpm:quantum=1000", HOSTILE, seed=1, speed=1.12),
+        crowd("dlpm:quantum=2000", HOSTILE, speed=1.08),
+        crowd("<b>mine</b>", HOSTILE, speed=1.04),
+        replace(late, manifest=replace(late.manifest, invalid=["the <i>client</i> was late"])),
     )
     write_report(made)
     return made
 
 
 class Page(HTMLParser):
-    """The tags of a page and everything that it would load."""
+    """The tags of a page, its texts, everything that it would load, and its content security policy."""
 
     def __init__(self):
         super().__init__()
-        self.tags, self.sources, self.text = [], [], []
+        self.tags, self.sources, self.text, self.policy, self.scripts = [], [], [], "", []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        found = dict(attrs)
+        self.policy = found["content"] if "http-equiv" in found else self.policy
 
     def handle_data(self, data):
-        self.text.append(data)
+        (self.scripts if self.tags and self.tags[-1] == "script" else self.text).append(data)
 
 
-@pytest.fixture(scope="module")
-def page(folder):
+def parsed(folder):
     parser = Page()
     parser.feed((folder / "report.html").read_text(encoding="utf-8"))
     return parser
 
 
+@pytest.fixture(scope="module")
+def page(folder):
+    return parsed(folder)
+
+
 def test_names_are_text_and_never_markup(page):
-    assert "script" not in page.tags
-    assert page.tags.count("b") == len(page.sources)  # the figures' titles, none of a name
+    assert page.tags.count("script") == 1
+    assert not {"i"} & set(page.tags)
+    pictures = [source for source in page.sources if source.startswith("data:")]
+    assert page.tags.count("b") == len(pictures) + 1  # the figures' titles and the winner, none of a name
     text = "".join(page.text)
-    assert "<script>alert(1)</script>" in text
-    assert "<b>mine</b>" in text
-    assert "{{ 7 * 7 }}" in text
+    for name in (*HOSTILE, "<b>mine</b>", "<i>late</i>"):
+        assert name in text
 
 
 def test_the_page_is_self_contained(page, folder):
-    assert len(page.sources) == len(list((folder / "figures").glob("*.png"))) == 5
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    pictures = [source for source in page.sources if source.startswith("data:image/png;base64,")]
+    assert len(pictures) == len(list((folder / "figures").glob("*.png"))) > 8
+    assert [source for source in page.sources if source not in pictures] == ["#notes"]
     assert not re.search(r"url\(|@import|https?://", (folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_only_the_page_s_own_script_may_run(page):
+    digest = base64.b64encode(hashlib.sha256("".join(page.scripts[:1]).encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page.policy
+    assert page.policy.startswith("default-src 'none'")
+    assert "unsafe" not in page.policy
 
 
 def test_the_page_tells_the_answer_before_the_table(page):
     text = " ".join(" ".join(page.text).split())
-    assert text.index("Highest throughput dlpm:quantum=2000: ") < text.index("All schedulers")
+    answer = text.index("The fastest of the fair schedulers, of 1 setting: dlpm:quantum=1000 in 1.")
+    against = text.index("dlpm:quantum=1000 against fcfs:")
+    assert answer < text.index("5 of 6 runs are valid") < against < text.index("All schedulers")
+
+
+def test_a_run_that_is_no_result_is_named_with_its_reason_and_left_out(page, folder):
+    text = " ".join(" ".join(page.text).split())
+    assert text.count("not ranked: the <i>client</i> was late") == 2  # in the ranking and in the table
+    drawn = (folder / "figures" / "tradeoff.csv").read_text()
+    assert "mine" in drawn
+    assert "late" not in drawn
 
 
 def digests(folder):
@@ -91,124 +104,48 @@ def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def test_a_second_report_has_the_same_bytes(folder):
-    before = digests(folder)
-    assert len(before) == 2 + 2 * 5
+def test_a_second_report_has_the_same_bytes_and_leaves_matplotlib_as_it_was(folder):
+    before, settings = digests(folder), dict(matplotlib.rcParams)
+    assert {".png", ".pdf", ".csv"} == {path.suffix for path in (folder / "figures").iterdir()}
     write_report(folder)
     assert digests(folder) == before
+    assert dict(matplotlib.rcParams) == settings
 
 
-def test_drawing_leaves_matplotlib_as_it_was(folder):
-    before = dict(matplotlib.rcParams)
-    loaded = load(folder)
-    figures.write_figures(loaded, tables.collected(loaded))
-    assert dict(matplotlib.rcParams) == before
+def test_what_is_invalid_is_drawn_when_asked_for(tmp_path):
+    late = crowd("late", ("a", "b"))
+    late = replace(late, manifest=replace(late.manifest, invalid=["it was late"]))
+    made = experiment(tmp_path, late)
+    assert "None: no run is valid." in write_report(made).page.read_text(encoding="utf-8")
+    assert not (made / "figures").exists()
+    written = write_report(made, with_invalid=True)
+    assert "late" in (made / "figures" / "tradeoff.csv").read_text()
+    assert "0 of 1 runs are valid" in written.page.read_text(encoding="utf-8")
 
 
-def legend_texts(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+@pytest.fixture
+def undrawn(monkeypatch):
+    """The page alone: what figures make of such runs is tested with the figures."""
+    monkeypatch.setattr("suite.report.html.write_figures", lambda *_: [])
 
 
-def test_thirty_clients_are_cut_to_those_that_can_be_told_apart():
-    names = tuple(f"client {i}" for i in range(30))
-    runs = {"fcfs": crowd("fcfs", names)}
-    with style.styled():
-        lines, bars = figures.service_over_time(runs), figures.latency_bars(runs)
-    assert len(legend_texts(lines)) == style.MOST_CLIENTS + 1
-    assert legend_texts(lines)[0] == "client 0 (misbehaving)"
-    assert legend_texts(lines)[-1] == "22 others"
-    assert lines.legends[0].get_title().get_text().startswith("8 of 30 clients in colour")
-    assert len(lines.axes[0].get_lines()) == 30
-    assert len(bars.axes[0].get_yticks()) == figures.MOST_BARS
-    assert bars.legends[0].get_title().get_text().startswith("12 of 30 clients shown")
-
-
-def test_service_over_time_draws_the_cumulative_client_service():
-    with style.styled():
-        figure = figures.service_over_time({"fcfs": crowd("fcfs", ("a", "b"))})
-    ends = sorted(line.get_ydata()[-1] for line in figure.axes[0].get_lines())
-    assert ends == [3 * (10 + 8), 3 * (11 + 8)]
-
-
-def test_response_over_time_draws_mean_ttft_by_arrival():
-    frame = requests(
-        {"client": "a", "arrival": 0, "first_token": 1, "finish": 3},
-        {"client": "a", "arrival": 0.1, "first_token": 3.1, "finish": 4},
-        {"client": "a", "arrival": 24, "first_token": 24.5, "finish": 25},
-    )
-    with style.styled():
-        figure = figures.response_over_time({"fcfs": run(frame)})
-    assert figure.axes[0].get_lines()[0].get_ydata().tolist() == pytest.approx([2, 0.5])
-    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == pytest.approx([0.5, 23.5])
-
-
-def test_tradeoff_joins_a_sweep_and_names_what_it_cannot_draw(folder):
-    frame = tables.collect(folder)
-    with style.styled():
-        figure = figures.tradeoff(frame)
-    assert "dlpm, by quantum" in legend_texts(figure)
-    drawn = {text.get_text() for text in figure.axes[0].texts}
-    assert {"1000", "2000†"} <= drawn  # the faster, the shorter the time in which all are active
-    frame.loc[frame["policy"] == "fcfs", "jain_client_all_active"] = None
-    with style.styled():
-        without = figures.tradeoff(frame)
-    assert "no such Jain: fcfs" in {text.get_text() for text in without.axes[0].texts}
-
-
-def test_an_engines_own_policy_has_no_parameter_at_its_point(tmp_path):
-    frame = requests(*({"client": c, "arrival": 0, "first_token": 1, "finish": 3} for c in "ab"))
-    own = run(frame, scheduler="sglang:lpm", policy="sglang:lpm")
-    with style.styled():
-        figure = figures.tradeoff(tables.collect(experiment(tmp_path, own)))
-    assert legend_texts(figure) == ["sglang:lpm"]
-    assert [text.get_text() for text in figure.axes[0].texts] == []
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_run_in_which_nothing_was_served_makes_a_sane_report(tmp_path):
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_in_which_nothing_was_served_makes_a_sane_page(tmp_path):
     frame = requests(rejected("a", 0.0), rejected("b", 1.0))
     made = experiment(tmp_path, run(frame), run(frame, scheduler="vtc"))
-    text = write_report(made).read_text(encoding="utf-8")
+    text = write_report(made).page.read_text(encoding="utf-8")
     assert "<li>chat, fcfs: 2 of 2 requests were rejected (larger than the KV pool)</li>" in text
-    assert "nobody: no request was served" in text
-    runs = {"fcfs": run(frame), "vtc": run(frame, scheduler="vtc")}
-    with style.styled():
-        drawn = [plan.draw(runs) for plan in figures._PER_SETTING]
-    for figure in [*drawn, figures.tradeoff(tables.collect(made))]:
-        assert all("no data" in [text.get_text() for text in axes.texts] for axes in figure.axes)
-        assert "nan" not in figure.legends[0].get_title().get_text()
+    assert "Nobody wins" in text
+    assert ">nan<" not in text
 
 
-def test_figures_with_data_do_not_say_that_they_have_none(folder):
-    runs = {"fcfs": crowd("fcfs", ("a", "b")), "vtc": run(requests(rejected("a", 0.0)), scheduler="vtc")}
-    with style.styled():
-        drawn = {plan.stem: plan.draw(runs) for plan in figures._PER_SETTING}
-    for stem, figure in drawn.items():
-        empty = [[text.get_text() for text in axes.texts] == ["no data"] for axes in figure.axes]
-        assert empty == ([False, False] if stem == "fairness" else [False, True])
-
-
-def test_points_of_one_label_share_it_once():
-    with style.styled():
-        axes = style.panels(1, 3, 3).axes[0]
-    figures._annotate(axes, [figures._Label(0.5, 0.5, text) for text in ("†", "†", "1000", "†")])
-    assert [text.get_text() for text in axes.texts] == ["†, 1000"]
-
-
-def test_ticks_of_nearly_constant_times_are_plain_and_differ():
-    rows = [{"client": "a", "arrival": t, "first_token": t + 0.0344856, "finish": t + 1} for t in range(24)]
-    with style.styled():
-        figure = figures.response_over_time({"fcfs": run(requests(*rows))})
-        figure.draw_without_rendering()
-    axis = figure.axes[0].yaxis
-    labels = [label.get_text() for label in [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]]
-    shown = [label for label in labels if label]
-    assert len(shown) == len(set(shown)) > 0
-    assert all(re.fullmatch(r"[0-9.]+", label) for label in shown)
-
-
-def test_schedulers_keep_their_looks_and_strangers_differ():
-    looks = style.policies(["vtc", "b", "a"])
-    assert looks["vtc"] == style.policies(["fcfs", "vtc"])["vtc"]
-    assert len({look.color for look in looks.values()}) == len(looks)
-    assert len({look.marker for look in looks.values()}) == len(looks)
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_of_a_starving_scheduler_says_so(tmp_path):
+    well = requests(*({"client": c, "arrival": 0, "admitted": 1, "finish": 9} for c in "ab"))
+    rows = [{"client": "a", "arrival": 0, "admitted": 0.1, "finish": 1}, starved("b", 0.0)]
+    made = experiment(tmp_path, run(well, scheduler="vtc"), run(requests(*rows), scheduler="favourite"))
+    text = " ".join(" ".join(write_report(made).page.read_text(encoding="utf-8").split()).split())
+    assert "The fastest of the fair schedulers, of 1 setting: vtc in 1." in text
+    assert "vtc against favourite" in text
+    assert "favourite against vtc" not in text
+    assert "never admitted" in text

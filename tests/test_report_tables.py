@@ -9,12 +9,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from rich.console import Console
-from synthetic_runs import experiment, rejected, requests, run
+from synthetic_runs import experiment, rejected, requests, run, starved
 
 from suite.errors import BadInput
+from suite.metrics.goodput import Slo
 from suite.report import tables
 from suite.report.experiment import load, reading_order
-from suite.report.headline import headlines
+from suite.report.headline import answer, headlines
+from suite.report.terminal import rich_table
 
 
 def served(scheduler, seconds, share=1.0, **labels):
@@ -45,7 +47,7 @@ def by_scheduler(folder):
 
 
 def value(row, key):
-    return row.values[[column.key for column in tables.COLUMNS].index(key)]
+    return row.values[key]
 
 
 def test_collect_has_a_row_per_cell_with_labels_and_numbers(folder):
@@ -112,7 +114,7 @@ def test_a_setting_without_vtc_has_no_ratio(folder):
     alone = tables.rows(tables.collect(folder))[-1]
     assert alone.setting == "chat, load=2.0"
     assert value(alone, "vs_reference").text == "none"
-    assert not any(shown.best for shown in alone.values)
+    assert not any(shown.best for shown in alone.values.values())
 
 
 def test_a_missing_jain_is_none_with_a_reason_and_never_best(tmp_path):
@@ -154,7 +156,7 @@ def test_some_seeds_without_a_number_are_told(tmp_path):
 def test_rich_table_shows_every_scheduler_and_no_name_as_markup(tmp_path):
     folder = experiment(tmp_path, served("mine[red]", 4, workload="[bold]x[/bold]"), served("vtc", 8))
     console = Console(file=io.StringIO(), width=200)
-    console.print(tables.rich_table(tables.collect(folder)))
+    console.print(rich_table(tables.collect(folder)))
     text = console.file.getvalue()
     assert "mine[red]" in text
     assert "[bold]x[/bold]" in text
@@ -162,7 +164,7 @@ def test_rich_table_shows_every_scheduler_and_no_name_as_markup(tmp_path):
 
 def printed(folder, width):
     console = Console(file=io.StringIO(), width=width)
-    console.print(tables.rich_table(tables.collect(folder), width))
+    console.print(rich_table(tables.collect(folder), width))
     return console.file.getvalue()
 
 
@@ -180,7 +182,7 @@ def test_numbers_stand_whole_at_any_width(folder, width):
 def test_eighty_columns_hold_what_matters_most_and_long_names_fold(tmp_path):
     long = "my_idea.py:MyIdea:quantum=1000,other=2000"
     folder = experiment(tmp_path, served(long, 4), served("vtc", 4), served("vtc", 8, seed=1))
-    table = tables.rich_table(tables.collect(folder), 80)
+    table = rich_table(tables.collect(folder), 80)
     headings = [str(column.header).replace("\n", " ") for column in table.columns]
     most = ["scheduler", "service/s", "x vtc", "Jain, all active", "TTFT P50 (s)", "TTFT P99 (s)"]
     assert headings[: len(most)] == most
@@ -217,6 +219,113 @@ def test_headline_names_the_fastest_the_fairest_and_the_compromise(folder):
     assert first.balanced == "dlpm:quantum=1000: 48 service/s, 1.27x vtc's, at Jain 0.997"
 
 
+def test_the_answer_counts_the_settings_each_scheduler_wins(folder):
+    found = headlines(tables.collect(folder))
+    assert [headline.winner for headline in found] == ["dlpm:quantum=1000", "fcfs"]
+    assert [place.scheduler for place in found[0].ranking if place.fair] == [
+        "dlpm:quantum=1000", "vtc", "fcfs", "mine",
+    ]  # fmt: skip
+    assert answer(found) == (
+        "The fastest of the fair schedulers, of 2 settings: dlpm:quantum=1000 in 1, fcfs in 1."
+    )
+
+
+def invalid(scheduler, seconds, **labels):
+    one = served(scheduler, seconds, **labels)
+    return replace(one, manifest=replace(one.manifest, invalid=["the client was late"]))
+
+
+def test_an_invalid_run_is_no_part_of_any_number(tmp_path):
+    folder = experiment(tmp_path, served("vtc", 4), invalid("vtc", 1, seed=1), invalid("dlpm", 1))
+    frame = tables.collect(folder)
+    assert frame["invalid"].isna().tolist() == [True, False, False]
+    (row,) = tables.rows(frame)
+    assert (row.scheduler, row.seeds, value(row, "client_service_per_s").text) == ("vtc", 1, "50")
+    assert tables.excluded(frame) == {("chat", "dlpm"): "the client was late"}
+    assert "invalid: 02-dlpm: the client was late" in tables.warnings(frame)
+    (headline,) = headlines(frame)
+    assert headline.winner == "vtc"
+    assert headline.fastest.startswith("vtc: 50 service/s")
+    last = headline.ranking[-1]
+    assert (last.scheduler, last.service, last.reason) == ("dlpm", "", "the client was late")
+
+
+def test_without_a_valid_run_nobody_wins(tmp_path):
+    frame = tables.collect(experiment(tmp_path, invalid("vtc", 4), invalid("dlpm", 2)))
+    assert tables.rows(frame) == []
+    assert answer(headlines(frame)).startswith("Nobody wins")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(rich_table(frame, 120))
+    assert console.file.getvalue().count("invalid") == 2 + 2  # in the table, and below it with the reason
+
+
+def favourite(scheduler="mine", **labels):
+    """Serves client a at once and never client b: a flattering run, if one looks at the served alone."""
+    return run(
+        requests(
+            {
+                "client": "a",
+                "arrival": 0,
+                "admitted": 0.1,
+                "finish": 1,
+                "prompt_tokens": 98,
+                "cached_tokens": 98,
+            },
+            {
+                "client": "a",
+                "arrival": 0,
+                "admitted": 0.1,
+                "finish": 1,
+                "prompt_tokens": 98,
+                "cached_tokens": 98,
+            },
+            starved("b", 0.0),
+            starved("b", 0.0),
+        ),
+        scheduler=scheduler,
+        **labels,
+    )
+
+
+def test_a_starving_scheduler_gets_no_flattering_number(tmp_path):
+    frame = tables.collect(experiment(tmp_path, served("vtc", 4), favourite()))
+    frame = frame.assign(invalid=None)  # whatever the validity checks say of it
+    vtc, mine = tables.rows(frame)
+    assert not any(shown.best for shown in mine.values.values())
+    assert value(vtc, "hit_rate").text == "0.0"
+    assert value(mine, "client_service_per_s").text == "none"
+    assert value(mine, "well_ttft_p99").text == "never"
+    assert "chat, mine: 2 of 4 requests were starved (the scheduler never admitted them)" in tables.warnings(
+        frame
+    )
+    (headline,) = headlines(frame)
+    assert headline.winner == "vtc"
+    assert not any("mine" in str(text) for text in (headline.fastest, headline.fairest, headline.balanced))
+    assert [place.scheduler for place in headline.ranking if place.fair] == ["vtc"]
+
+
+def test_an_experiment_of_starving_schedulers_has_no_winner(tmp_path):
+    frame = tables.collect(experiment(tmp_path, favourite("x"), favourite("y"))).assign(invalid=None)
+    (headline,) = headlines(frame)
+    assert (headline.fastest, headline.fairest, headline.winner) == (None, None, None)
+
+
+def test_seeds_of_which_one_starved_have_no_deviation(tmp_path):
+    frame = tables.collect(experiment(tmp_path, favourite(), served("mine", 4, seed=1))).assign(invalid=None)
+    (row,) = tables.rows(frame)
+    assert value(row, "well_ttft_p99").text == "never"
+
+
+def test_goodput_is_a_column_where_there_is_a_goal(tmp_path):
+    folder = experiment(tmp_path, served("vtc", 4), served("dlpm", 2))
+    without = tables.collect(folder)
+    assert "goodput_per_s" not in {column.key for column in tables.shown_columns(without)}
+    frame = tables.collect(folder, Slo(ttft=3))
+    vtc, dlpm = tables.rows(frame)
+    assert value(vtc, "goodput_per_s").text == "0.00"
+    assert value(dlpm, "goodput_per_s").text == "1.00"
+
+
 def test_headline_admits_that_all_are_alike(tmp_path):
     found = headlines(tables.collect(experiment(tmp_path, served("fcfs", 4), served("vtc", 4))))[0]
     assert found.fastest.startswith("all 2 alike")
@@ -226,7 +335,8 @@ def test_headline_admits_that_all_are_alike(tmp_path):
 def test_a_scheduler_that_fell_back_on_another_is_told(tmp_path):
     def own(active, seed):
         one = served("sglang:lpm", 4, seed=seed)
-        manifest = replace(one.manifest, scheduler={"target": "sglang:lpm"}, engine={"active": active})
+        asked = {**one.manifest.scheduler, "target": "sglang:lpm"}
+        manifest = replace(one.manifest, scheduler=asked, engine={"active": active})
         return replace(one, manifest=manifest)
 
     frame = tables.collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from tiny import TINY
 from suite import display, results, runner
 from suite.backends.simulator import Simulator
 from suite.errors import BadInput
-from suite.experiment import load
+from suite.experiment import Experiment, load
 from suite.files import DRAFT, write_atomically
+from suite.metrics.goodput import Slo
+from suite.report.html import Report
 from suite.runner import Job, Outcome
 
 FRAIL = """
@@ -54,9 +57,9 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders that were reported on, in place of the reports: they have tests of their own."""
     written: list[Path] = []
 
-    def write_report(out: Path) -> Path:
+    def write_report(out: Path) -> Report:
         written.append(out)
-        return out / "report.html"
+        return Report(out / "report.html", pd.DataFrame())
 
     monkeypatch.setattr("suite.report.html.write_report", write_report)
     return written
@@ -68,8 +71,9 @@ def plan(folder: Path, out: Path, command: str = "suite run e.yaml", **changes: 
     return list(runner.plan(load(str(path)), out, command))
 
 
-def run(jobs: list[Job], out: Path, **options: Any) -> Outcome:
-    return runner.run("e", jobs, out, processes=2, console=Console(quiet=True), **options)
+def run(jobs: list[Job], out: Path, slo: Slo | None = None, **options: Any) -> Outcome:
+    experiment = Experiment("e", tuple(job.cell for job in jobs), slo)
+    return runner.run(experiment, jobs, out, processes=2, console=Console(quiet=True), **options)
 
 
 def content(out: Path) -> dict[str, Any]:
@@ -118,14 +122,17 @@ def test_the_index_lists_the_cells_in_order(tmp_path: Path):
         "name": "e",
         "command": "suite run e.yaml",
         "cells": ["tiny_vtc_seed=0", "tiny_fcfs_seed=0"],
+        "slo": None,
     }
+    run(jobs, out, slo=Slo(ttft=5, tpot=0.2))
+    assert json.loads((out / "experiment.json").read_text())["slo"] == {"ttft": 5, "tpot": 0.2}
 
 
 def test_two_runs_are_the_same_but_for_times_and_command(tmp_path: Path):
     for name in ("a", "b"):
         run(plan(tmp_path, tmp_path / name, name, schedulers=["lpm", "dlpm"], seeds=2), tmp_path / name)
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert len(content(tmp_path / "a")) == 4 * 4
+    assert len(content(tmp_path / "a")) == 4 * 6
 
 
 def test_finished_cells_are_skipped_until_they_are_wanted_fresh_or_changed(tmp_path: Path):
@@ -190,7 +197,7 @@ def test_every_draft_has_the_suites_prefix(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda frame, path, **_: seen.append(path.parent.name))
     results.write(whole, tmp_path / "again")
     write_atomically(tmp_path / "file.txt", lambda draft: seen.append(draft.name))
-    assert len(seen) == 3
+    assert len(seen) == 5
     assert all(name.startswith(DRAFT) for name in seen)
 
 
@@ -267,6 +274,40 @@ def test_cells_that_need_the_machine_fail_one_by_one_too(tmp_path: Path, monkeyp
     assert outcome.finished == 1
     (reason,) = outcome.failed.values()
     assert "frail.py:9: KeyError: 'ticket'" in reason
+
+
+def test_schedulers_take_turns_at_being_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("suite.backends.simulator.Simulator.exclusive", True)
+    served: list[tuple[int, str]] = []
+
+    def attempt(job: Job, progress: Any) -> None:
+        served.append((job.cell.seed, job.cell.scheduler.label))
+
+    monkeypatch.setattr(runner, "_attempt", attempt)
+    jobs = plan(tmp_path, tmp_path / "out", schedulers=["vtc", "dlpm"], seeds=[5, 3, 9])
+    run(jobs, tmp_path / "out")
+    assert served == [(5, "vtc"), (5, "dlpm"), (3, "dlpm"), (3, "vtc"), (9, "vtc"), (9, "dlpm")]
+    served.clear()
+    experiment = Experiment("e", tuple(job.cell for job in jobs))
+    part = [job for job in jobs if job.cell.seed == 3]
+    runner.run(experiment, part, tmp_path / "out", processes=1, console=Console(quiet=True))
+    assert served == [(3, "dlpm"), (3, "vtc")], "a part keeps the order of the whole"
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path, reports: list[Path]):
+    out = tmp_path / "out"
+    jobs = plan(tmp_path, out)
+    out.mkdir()
+    with (out / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BadInput, match=r"out: another run writes here; wait for it, or choose another"):
+            run(jobs, out)
+    assert (run(jobs, out).finished, reports) == (1, [out])
+
+
+def test_a_report_is_written_when_wanted(tmp_path: Path, reports: list[Path]):
+    assert run(plan(tmp_path, tmp_path / "out"), tmp_path / "out", report=False).report is None
+    assert reports == []
 
 
 def test_an_estimate_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

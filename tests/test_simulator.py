@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
+from itertools import islice
+from math import isnan
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 from hypothesis import given
@@ -17,6 +21,7 @@ from suite.backends.simulator import Simulator
 from suite.backends.simulator.cost import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, STEP_OVERHEAD, roofline
 from suite.backends.simulator.engine import Engine, Limits, PolicyError
 from suite.backends.simulator.live import Live, lives
+from suite.backends.simulator.noise import Noise, Noisy
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
 from suite.backends.simulator.vllm import VLLMEngine
@@ -26,6 +31,8 @@ from suite.trace import Header, Request, Segment, Trace, checked
 
 SECOND = Cost(((1.0, 0.0, 0.0, 0.0, 0.0),))
 """Every step takes a second."""
+
+FIFO = SchedulerSpec("fcfs", "baselines.fcfs:FCFS")
 
 ENGINES = {"vllm": VLLMEngine, "sglang": SGLangEngine}
 
@@ -220,10 +227,52 @@ class NoGenerator(Scheduler):
 
 
 @pytest.mark.parametrize("kind", ENGINES)
+def test_whom_nobody_offers_starves_when_nothing_else_is_left(kind: str) -> None:
+    """Late comers are waited for: the policy might change its mind."""
+    turn = Request("turn", "x", 0.0, prompt(("p", 5), ("reply:a", 9)), 1, after=("a",))
+    done = serve(
+        kind,
+        Request("a", "x", 0.0, prompt(("p", 5)), 9),
+        turn,
+        Request("late", "x", 50.0, prompt(("q", 5)), 9),
+        policy=Nobody(),
+    )
+    assert {id: live.status for id, live in done.items()} == {
+        "a": "starved",
+        "turn": "cancelled",
+        "late": "starved",
+    }
+    assert done["late"].arrival == 50
+    assert isnan(done["a"].admitted)
+    assert isnan(done["turn"].arrival)
+
+
+class Once(FCFS):
+    """Offers each request once, so that one that lost its place never gets it back."""
+
+    def __init__(self) -> None:
+        self._offered: set[object] = set()
+
+    def candidates(self, waiting: Waiting, now: float) -> Candidates:
+        for request in list(waiting.by_arrival()):
+            if request not in self._offered:
+                self._offered.add(request)
+                yield request
+
+
+def test_a_preempted_request_may_starve_too() -> None:
+    """It keeps what it got: its admission and its first tokens."""
+    a, b = (Request(id, "x", 0.0, prompt((id, 32)), 40) for id in "ab")
+    done = serve("vllm", a, b, policy=Once(), kv_tokens=16 * 6)
+    assert (done["a"].status, done["b"].status) == ("finished", "starved")
+    assert (done["b"].first_token, done["b"].generated) == (1, 17)
+    assert isnan(done["b"].finish)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (Nobody(), "Nobody offers none of 2 waiting requests"),
         (Twice(), r"Twice offers Live\('a', .*\), which is not a waiting request"),
         (NoGenerator(), "NoGenerator has a `candidates` that is not a generator"),
     ],
@@ -277,9 +326,50 @@ def test_steps_to_a_time_are_the_fewest_that_reach_it(
     assert steps == 1 or cost.decode(batch, context, steps - 1) < time * (1 + 1e-9)
 
 
+def noisy(noise: Noise, trace: Trace) -> list[float]:
+    """When each request of a trace ends."""
+    outcome = Simulator(noise=noise).run(trace, FIFO, Path(), lambda share, note="": None)
+    return [float(time) for time in outcome.requests["finish"]]
+
+
+def test_noise_has_the_mean_and_the_variation_that_were_asked_for() -> None:
+    factors = list(islice(Noise(cv=0.3, slowdown=2).factors("trace"), 20_000))
+    assert min(factors) > 0
+    assert mean(factors) == pytest.approx(2, rel=0.01)
+    assert stdev(factors) / mean(factors) == pytest.approx(0.3, rel=0.03)
+
+
+def test_noise_is_the_same_for_the_same_seed_and_trace_alone() -> None:
+    trace = Trace(
+        Header("three", 0, "test"),
+        tuple(Request(id, id, 0.1, prompt((id, 50)), 20) for id in "abc"),
+    )
+    once = noisy(Noise(cv=0.2, seed=1), trace)
+    assert once == noisy(Noise(cv=0.2, seed=1), trace)
+    assert once != noisy(Noise(cv=0.2, seed=2), trace)
+    first, second = (list(islice(Noise(cv=0.2).factors(digest), 3)) for digest in ("one", "two"))
+    assert first != second
+
+
+def test_without_variation_the_slowdown_is_exact() -> None:
+    trace = Trace(Header("one", 0, "test"), (Request("a", "x", 0.0, prompt(("p", 50)), 20),))
+    plain, slow = (noisy(Noise(cv=0, slowdown=slowdown), trace) for slowdown in (1.0, 1.05))
+    assert slow == pytest.approx([1.05 * end for end in plain], rel=1e-12)
+    unnoisy = Simulator().run(trace, FIFO, Path(), lambda share, note="": None)
+    assert plain == unnoisy.requests["finish"].tolist()
+
+
+@given(st.floats(0.01, 10), st.floats(0, 1), st.integers(0, 5))
+def test_a_noisy_stretch_ends_just_when_a_time_is_reached(seconds: float, cv: float, seed: int) -> None:
+    durations = Noisy(Cost(((0.01, 0.0, 0.0, 1e-6, 0.0),)), Noise(cv=cv, seed=seed).factors("trace"))
+    steps = durations.steps_to(seconds, batch=3, context=100, most=10_000)
+    shorter = copy(durations).decode(batch=3, context=100, steps=steps - 1)
+    assert shorter < seconds * (1 + 1e-9)
+    assert durations.decode(batch=3, context=100, steps=steps) >= seconds * (1 - 1e-9)
+
+
 # -- settings ----------------------------------------------------------------------------------------------
 
-FIFO = SchedulerSpec("fcfs", "baselines.fcfs:FCFS")
 ONE = Trace(Header("one", 0, "test"), (Request("a", "x", 0.0, prompt(("p", 5)), 1),))
 
 
@@ -295,6 +385,8 @@ def test_pool_is_what_weights_and_activations_leave() -> None:
         ({"model": "lama-3.1-8b"}, r"unknown model .*did you mean 'llama-3.1-8b'"),
         ({"token_budget": 8}, r"token_budget \(8\) must be at least max_running \(256\)"),
         ({"max_running": 0}, r"greater than or equal to 1"),
+        ({"noise": {"cv": -0.1}}, r"noise.cv\n.*greater than or equal to 0"),
+        ({"noise": {"cv": 0.1, "slowdown": 0}}, r"noise.slowdown\n.*greater than 0"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings: dict[str, object], message: str) -> None:

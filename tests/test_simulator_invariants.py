@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from suite.backends.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.streams import chunks
 from suite.backends.simulator.tree import Content, Node, Tree
 from suite.backends.simulator.vllm import VLLMEngine
 from suite.trace import REPLY, Header, Request, Segment, Trace, checked
@@ -216,6 +218,35 @@ def test_taking_decode_stretches_at_once_changes_nothing(
     for arrival in (live.arrival for live in slow.requests):
         seen = next((end for end in step_ends if end >= arrival), 0.0)
         assert _output_until(quick, seen) == _output_until(slow, seen), "the log is settled at arrivals"
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15, deadline=None)
+@given(trace=traces())
+def test_streams_hold_every_token_at_its_time(
+    kind: str, policy: Callable[[], Scheduler], trace: Trace
+) -> None:
+    """Taken step by step, with a chunk for each token, there are as many tokens at the end of each chunk."""
+    quick, slow = _engine(kind, trace, policy()), _engine(kind, trace, policy())
+    slow._stretch = lambda: 1  # type: ignore[method-assign]
+    quick.run(lambda share: None)
+    slow.run(lambda share: None)
+    ours, tokens = _streams(quick), _streams(slow)
+    for live in quick.requests:
+        times, sizes = ours.get(live.id, ([], []))
+        assert sum(sizes) == live.generated == (live.output_tokens if live.status == "finished" else 0)
+        assert all(earlier < later for earlier, later in pairwise(times))
+        if live.generated:
+            assert (times[0], sizes[0], times[-1]) == (live.first_token, 1, live.finish)
+            assert set(tokens[live.id][1]) == {1}
+            assert list(accumulate(sizes)) == [bisect_right(tokens[live.id][0], time) for time in times]
+
+
+def _streams(engine: Engine) -> dict[str, tuple[list[float], list[int]]]:
+    """Times and sizes of each request's chunks."""
+    frame = chunks(engine.requests, engine.batch, engine.journal)
+    return {str(id): (rows["time"].tolist(), rows["tokens"].tolist()) for id, rows in frame.groupby("id")}
 
 
 def _output_until(engine: Engine, time: float) -> dict[str, int]:

@@ -15,7 +15,7 @@ from naive_vllm import BLOCK, NaiveVLLM
 from baselines.dlpm import DLPM
 from baselines.fcfs import FCFS
 from baselines.lpm import LPM
-from baselines.scheduler import Scheduler
+from baselines.scheduler import Candidates, Scheduler, Waiting
 from baselines.vtc import VTC
 from suite.backends.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits
@@ -118,6 +118,30 @@ def _compared(kind: str, policy: str, case: Case) -> Counter[str]:
     assert times(engine.requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
     assert engine.steps == naive.steps, case
     return naive.seen
+
+
+class Favourite(LPM):
+    """Serves client a alone, by longest prefix."""
+
+    def candidates(self, waiting: Waiting, now: float) -> Candidates:
+        for request in waiting.by_longest_prefix([client for client in waiting.clients() if client == "a"]):
+            if not (yield request):
+                return
+
+
+@pytest.mark.parametrize("kind", OCCURS)
+def test_whom_the_policy_never_offers_starves(kind: str) -> None:
+    """The others are served as if it were not there, and what comes after it is cancelled."""
+    fates: Counter[str] = Counter()
+    for seed in range(20):
+        case = random_case(seed)
+        naive, engine = naive_engine(case, kind, Favourite()), simulated(case, kind, Favourite())
+        naive.run()
+        engine.run(lambda share: None)
+        assert facts(engine.requests) == facts(naive.jobs), case
+        assert times(engine.requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
+        fates += Counter(live.status for live in engine.requests)
+    assert all(fates[status] for status in ("finished", "starved", "cancelled")), fates
 
 
 def test_vllm_keeps_duplicate_blocks_that_the_simulator_shares() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import typer
@@ -153,10 +154,41 @@ def test_a_scheduler_that_raises_is_named(engine: str, tmp_path: Path) -> None:
     assert outcome.requests["status"].tolist() == ["finished"], "the next run gets a new process"
 
 
-def test_a_scheduler_that_offers_nobody_stops_the_run(sglang: Environment, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="sglang stopped: RuntimeError: the policy offers none of 1 waiting"):
-        one_request(tmp_path, "sglang", bad(tmp_path, "yield from ()"))
+def test_whom_a_scheduler_never_offers_starves(engine: str, tmp_path: Path) -> None:
+    """As in the simulator, so that the run ends; with what comes after it."""
+    file = tmp_path / "favourite.py"
+    file.write_text(FAVOURITE)
+    parts = (Segment("p", 20),)
+    trace = Trace(
+        Header("favourite", 0, "test"),
+        (
+            Request("b", "b", 0.0, parts, 2),
+            Request("turn", "a", 0.0, (*parts, Segment("reply:b", 2)), 2, after=("b",)),
+            Request("a", "a", 5.0, parts, 2),
+        ),
+    )
+    spec = parse(f"{file}:Favourite")
+    real = verify.ENGINES[engine]().run(trace, spec, tmp_path / "logs", quiet)
+    simulated = Simulator(engine=engine).run(trace, spec, tmp_path, quiet)
+    assert real.requests["status"].tolist() == ["starved", "cancelled", "finished"]
+    assert real.engine["starved"] == 1
+    columns = ["arrival", "admitted", "first_token", "finish", "output_tokens", "status"]
+    pd.testing.assert_frame_equal(real.requests[columns], simulated.requests[columns])
+    assert real.streams is not None
+    assert simulated.streams is not None
+    pd.testing.assert_frame_equal(real.streams, simulated.streams, check_dtype=False)
 
+
+FAVOURITE = """
+from baselines.scheduler import Scheduler
+
+
+class Favourite(Scheduler):
+    def candidates(self, waiting, now):
+        for request in list(waiting.by_arrival()):
+            if request.client == "a" and not (yield request):
+                return
+"""
 
 ENDLESS = """
 from baselines.fcfs import FCFS

@@ -8,29 +8,24 @@ are parameters here and are recorded in the header.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from hashlib import sha256
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from suite.errors import BadInput
 from suite.trace import Request, Segment
 from workloads.clients import numbered, zipf
-from workloads.family import Family
-from workloads.part import Clientele, Count, Name, NonNegative, Positive
+from workloads.part import Clientele, Count, NonNegative, Positive
+from workloads.recorded import Recorded
 from workloads.streams import stream
 
 BLOCK = 512
 """Tokens a hash id stands for."""
-
-_REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +36,7 @@ class _Row:
     hash_ids: list[int]
 
 
-class Mooncake(Family):
+class Mooncake(Recorded):
     """A Mooncake trace, replayed open loop.
 
     `file` is looked up from the current folder, then in the folder of traces. `stretch` multiplies every
@@ -51,35 +46,15 @@ class Mooncake(Family):
     (`uniform`, seeded) or at its beginning (`none`). `limit` keeps the first rows only.
     """
 
-    file: Name
     stretch: Positive = 1.0
     clients: Clientele = 8
     skew: NonNegative = 1.0
     spread: Literal["uniform", "none"] = "uniform"
     limit: Count | None = None
 
-    @cached_property
-    def path(self) -> Path:
-        """Where the file is. Raises `ValueError` if it is nowhere."""
-        places = [Path(self.file), _traces() / self.file]
-        for place in places:
-            if place.is_file():
-                return place
-        raise ValueError(
-            f"file: {self.file!r} is neither in the current folder nor in {_traces()}; set SUITE_TRACES to "
-            f"the folder that holds it"
-        )
-
-    @model_validator(mode="after")
-    def _file_is_there(self) -> Self:
-        _ = self.path
-        return self
-
     def choices(self) -> dict[str, Any]:
         """The parameters, the digest of the file, and the rules by which gaps were filled, in words."""
         return super().choices() | {
-            "file": self.path.name,
-            "file_sha256": sha256(self.path.read_bytes()).hexdigest(),
             "session_rule": "requests that agree in the first block that not all requests share",
             "client_rule": "sessions, in order of their first request, drawn by Zipf over client ranks",
             "arrival_rule": "each request alone, anywhere before the next distinct timestamp"
@@ -117,12 +92,6 @@ class Mooncake(Family):
         ranks = stream(seed, "mooncake", "clients").choice(self.clients, size=len(distinct), p=chances)
         names = numbered(self.clients)
         return {session: names[rank] for session, rank in zip(distinct, ranks, strict=True)}
-
-
-def _traces() -> Path:
-    """SUITE_TRACES, seen from the current folder; by default shared/traces beside the repository."""
-    given = os.environ.get("SUITE_TRACES")
-    return Path(given).resolve() if given else (_REPOSITORY / "../shared/traces").resolve()
 
 
 _row = TypeAdapter(_Row)

@@ -229,10 +229,9 @@ class Run(VirtualRun):
         return [sent(request) for request, _ in self.sent()]
 
     def _end(self) -> None:
-        if waiting := len(self.scheduler.waiting_queue):
-            raise RuntimeError(
-                f"the policy offers none of {waiting} waiting requests and nothing else happens"
-            )
+        """Nothing else will ever happen: those that still wait are never served."""
+        for request in self.scheduler.waiting_queue:
+            self.lose(request.rid, "starved")
         self.scheduler.gracefully_exit = True
 
     def _matched(self) -> dict[str, int]:

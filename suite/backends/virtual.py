@@ -26,7 +26,7 @@ from suite.environments import Environment
 from suite.errors import BadInput
 from suite.policies import SchedulerSpec
 from suite.processes import last_words
-from suite.results import REQUEST_COLUMNS
+from suite.results import REQUEST_COLUMNS, STREAM_COLUMNS
 from suite.trace import REPLY, Trace
 
 VOCABULARY = 2**31 - 1
@@ -47,12 +47,15 @@ class Virtual(Simulator):
     clock: Literal["virtual"] = "virtual"
     version: str | None = None
     """Of the engine; by default the newest that is installed."""
+    noise: None = None
+    """A judge has none."""
 
     def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
         """Serve the trace. Raises `BadInput` if the engine is not installed, or stops."""
         served = self.serve(trace, scheduler, logs)
         log = engine_log.read(logs / SERVICE_LOG, 0.0)
-        return Outcome(_requests(trace, served, log.requests), log.service, self._word(served, log.policy))
+        requests, word = _requests(trace, served, log.requests), self._word(served, log.policy)
+        return Outcome(requests, log.service, word, _streams(served))
 
     def serve(self, trace: Trace, scheduler: SchedulerSpec, logs: Path) -> dict[str, Any]:
         """What the driver answers, see `suite.backends.virtual_driver`; its logs go into the folder."""
@@ -83,6 +86,7 @@ class Virtual(Simulator):
             "steps": served["steps"],
             "virtual_seconds": served["seconds"],
             "seen": served["seen"],
+            "starved": sum(fact["status"] == "starved" for fact in served["requests"].values()),
             "policy": policy,
         }
 
@@ -126,17 +130,25 @@ def _requests(trace: Trace, served: dict[str, Any], log: pd.DataFrame) -> pd.Dat
     rows = []
     for request in trace.requests:
         fact, seen = served["requests"][request.id], known.get(request.id, {})
+        spoken = fact.get("tokens", [])
         rows.append(
             {
                 "id": request.id, "client": request.client, "session": request.session,
-                **{name: fact.get(name, nan) for name in ("arrival", "first_token", "finish")},
+                "arrival": fact.get("arrival", nan), "first_token": spoken[0] if spoken else nan,
+                "finish": spoken[-1] if fact["status"] == "finished" else nan,
                 "admitted": seen.get("admitted", nan), "prompt_tokens": request.prompt_tokens,
-                "output_tokens": seen.get("output", 0), "cached_tokens": seen.get("cached", 0),
+                "output_tokens": len(spoken), "cached_tokens": seen.get("cached", 0),
                 "recomputed_tokens": seen.get("recomputed", 0), "preemptions": seen.get("preemptions", 0),
                 "weight": request.weight, "status": fact["status"], "send_lag": 0.0, "error": None,
             }
         )  # fmt: skip
     return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS))
+
+
+def _streams(served: dict[str, Any]) -> pd.DataFrame:
+    """Token by token, request by request."""
+    rows = [(id, time, 1) for id, fact in served["requests"].items() for time in fact.get("tokens", ())]
+    return pd.DataFrame(rows, columns=list(STREAM_COLUMNS))
 
 
 # -- the process in the engine's environment -------------------------------------------------------------

@@ -13,7 +13,7 @@ names, both JSON; it ends when its input does, whatever it is doing. A job:
 
 The engine "generates" the tokens of `output`. Its result:
 
-    {"requests": {id: {"status", "arrival", "first_token", "finish"}},       times in seconds, absent if never
+    {"requests": {id: {"status", "arrival", "tokens": [times]}},       in seconds; absent if never sent
      "steps", "seconds",
      "seen": {"chunked", "evicted match", "shared in step", "preempted"}}    how often it happened
 """
@@ -116,7 +116,7 @@ class Run(ABC):
             if self.fits(self.requests[id]):
                 yield self.requests[id], self._due.time[id]
             else:
-                self._reject(id)
+                self.lose(id, "rejected")
 
     def skip(self) -> bool:
         """Let time pass until the next request is sent. False if none is."""
@@ -139,14 +139,15 @@ class Run(ABC):
         """The token that follows on those `generated` already. With its last one a request has finished."""
         output: list[int] = self.requests[id]["output"]
         now = self.scheduler.now
-        self._facts[id].setdefault("first_token", now)
+        self._facts[id].setdefault("tokens", []).append(now)
         if generated + 1 == len(output):
-            self._facts[id].update(status="finished", finish=now)
+            self._facts[id]["status"] = "finished"
             self._due.served(id, now)
         return output[generated]
 
-    def _reject(self, id: str) -> None:
-        self._facts[id]["status"] = "rejected"
+    def lose(self, id: str, status: str) -> None:
+        """It is never served, nor is what comes after it."""
+        self._facts[id]["status"] = status
         for lost in self._due.lost(id):
             self._facts[lost]["status"] = "cancelled"
 

@@ -86,9 +86,12 @@ class Run(VirtualRun):
         self.hasher = get_request_block_hasher(job["block_tokens"], sha256)
 
     def serve(self) -> None:
-        """Step after step until nothing is left to do."""
+        """Step after step until nothing is left to do, or nobody is offered any more."""
         while self._arrivals():
-            self._step()
+            if not self._step() and not self.skip():
+                for request in self.scheduler.waiting:
+                    self.lose(request.request_id, "starved")
+                break
         self.scheduler.shutdown()
 
     def fits(self, request: dict[str, Any]) -> bool:
@@ -122,8 +125,11 @@ class Run(VirtualRun):
             )
         )
 
-    def _step(self) -> None:
-        """One engine step: its schedule at the beginning, its tokens and what they finish at the end."""
+    def _step(self) -> bool:
+        """One engine step: its schedule at the beginning, its tokens and what they finish at the end.
+
+        False if nothing has come of it.
+        """
         matched = self._matched()
         output = self.scheduler.schedule()
         work: dict[str, int] = dict(output.num_scheduled_tokens)
@@ -138,6 +144,7 @@ class Run(VirtualRun):
                 sampled_token_ids=[self._sampled(id) for id in work],
             ),
         )
+        return bool(work or output.preempted_req_ids)
 
     def _sampled(self, id: str) -> list[int]:
         """The next token of a request whose known tokens have all been computed."""

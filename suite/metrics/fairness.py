@@ -45,6 +45,28 @@ def normalised(curves: Curves, window: Window, client_weights: pd.Series[float])
     return received(curves, window.intervals) / client_weights
 
 
+def accumulated(curves: Curves, client_weights: pd.Series[float], times: Floats) -> Floats:
+    """VTC's accumulated difference at each time (s): max_ij |W_i(0, t) - W_j(0, t)|, in service units.
+
+    W_i(0, t) is the normalised service that client i has had since the start. Source: VTC, section 5.1.
+    """
+    most, least = np.full(len(times), -np.inf), np.full(len(times), np.inf)
+    for client, curve in curves.items():
+        had = curve.before(times) / client_weights[client]
+        most, least = np.maximum(most, had), np.minimum(least, had)
+    return np.asarray(most - least)
+
+
+def accumulated_gap(curves: Curves, client_weights: pd.Series[float]) -> float | None:
+    """The largest accumulated difference of a run; None if nobody was served.
+
+    The difference changes at the stamps of the log only.
+    """
+    stamps = np.unique(np.concatenate([t for c in curves.values() for t in (c.input_times, c.output_times)]))
+    after = np.nextafter(stamps, np.inf)
+    return float(accumulated(curves, client_weights, after).max()) if len(stamps) else None
+
+
 def entitlement(total: float, demand: ArrayLike, client_weights: ArrayLike) -> Floats:
     """Weighted max-min shares of `total` service units: e_i = min(demand_i, level * weight_i).
 
@@ -70,9 +92,11 @@ def demand(
     """What each client could have used in the window: what it got there, and what it still lacked at the end.
 
     Lacking is the cost of all requests it had sent by the end of the window less all service it had had by
-    then. Requests that were never served are no demand.
+    then. Rejected and cancelled requests are no demand. Of a starved one only the prompt is: how much output
+    it would have made is not known, so a starved client's demand is understated.
     """
-    sent = requests[(requests["status"] == "finished") & (requests["arrival"] < window.end)]
+    wanted = requests["status"].isin(("finished", "failed", "starved"))
+    sent = requests[wanted & (requests["arrival"] < window.end)]
     asked = cost(sent, kind, weights).groupby(sent["client"]).sum().reindex(list(curves), fill_value=0.0)
     had = pd.Series({client: float(curve.before(window.end)) for client, curve in curves.items()})
     return received(curves, window.intervals) + (asked - had).clip(lower=0.0)

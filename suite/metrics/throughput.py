@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import pandas as pd
 
+from suite.metrics.fates import FATES, finished, starved
 from suite.metrics.service import DEFAULT_WEIGHTS, Weights, cost
-
-FATES = ("finished", "rejected", "failed", "cancelled")
-"""What can become of a request: the statuses of `suite.results`."""
 
 
 def makespan(requests: pd.DataFrame) -> float:
     """Seconds from the first arrival to the last finish of the served requests; 0 if none was served."""
-    served = requests[requests["status"] == "finished"]
+    served = finished(requests)
     return float(served["finish"].max() - served["arrival"].min()) if len(served) else 0.0
 
 
-def hit_rate(requests: pd.DataFrame) -> float | None:
-    """Cached prompt tokens at first admission over all prompt tokens of the served; None if none was."""
-    served = requests[requests["status"] == "finished"]
-    prompt = int(served["prompt_tokens"].sum())
-    return float(served["cached_tokens"].sum()) / prompt if prompt else None
+def no_rates(requests: pd.DataFrame) -> str | None:
+    """Why rates and hit rates would say nothing of this run; None if they do.
+
+    Where requests starved, less was asked of the engine than in other runs of the trace, and perhaps only the
+    easiest of it.
+    """
+    if lost := len(starved(requests)):
+        return f"{lost:,} of {len(requests):,} requests starved, so the run did other work than was asked for"
+    return None if makespan(requests) > 0 else "no request was served"
 
 
 def rates(requests: pd.DataFrame, weights: Weights = DEFAULT_WEIGHTS) -> dict[str, float | None]:
-    """Per second of makespan: tokens (in and out), output tokens, both services, requests; served only."""
-    served = requests[requests["status"] == "finished"]
+    """Per second of makespan: tokens (in and out), output tokens, both services, requests; served only.
+
+    None where `no_rates` has a reason.
+    """
+    served = finished(requests)
     seconds = makespan(requests)
     amounts = {
         "tokens_per_s": served["prompt_tokens"].sum() + served["output_tokens"].sum(),
@@ -34,7 +39,28 @@ def rates(requests: pd.DataFrame, weights: Weights = DEFAULT_WEIGHTS) -> dict[st
         "actual_service_per_s": cost(served, "actual", weights).sum(),
         "requests_per_s": len(served),
     }
-    return {name: float(amount) / seconds if seconds > 0 else None for name, amount in amounts.items()}
+    if no_rates(requests) is not None:
+        return dict.fromkeys(amounts)
+    return {name: float(amount) / seconds for name, amount in amounts.items()}
+
+
+def hit_rates(requests: pd.DataFrame, sharing: pd.DataFrame | None) -> dict[str, float | None]:
+    """Cached prompt tokens at first admission over all prompt tokens of the served requests.
+
+    `hit_rate` is of all, `hit_rate_own` of what the request's own client had computed last, `hit_rate_shared`
+    of what another had (None without `sharing`). None where `no_rates` has a reason.
+    """
+    served = finished(requests)
+    found: dict[str, float | None] = dict.fromkeys(("hit_rate", "hit_rate_own", "hit_rate_shared"))
+    if no_rates(requests) is not None:
+        return found
+    prompt = int(served["prompt_tokens"].sum())
+    found["hit_rate"] = int(served["cached_tokens"].sum()) / prompt
+    if sharing is not None:
+        own = sharing["payer"] == sharing["client"]
+        found["hit_rate_own"] = int(sharing.loc[own, "tokens"].sum()) / prompt
+        found["hit_rate_shared"] = int(sharing.loc[~own, "tokens"].sum()) / prompt
+    return found
 
 
 def counts(requests: pd.DataFrame) -> dict[str, int]:

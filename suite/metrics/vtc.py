@@ -43,26 +43,29 @@ def service_difference(
 
     s_j is the service rate client j received in the window, r_j the rate it requested there by arrivals, both
     in service units per second of client service. `requests` has the columns client, arrival, first_token,
-    finish, prompt_tokens, output_tokens; requests without a first token (aborted) are dropped, as in the
-    artifact. `starts` must not be empty, nor all requests aborted.
+    finish, prompt_tokens, output_tokens, status; requests without a first token (aborted) are dropped, as in
+    the artifact, but not the starved and failed: their prompts were requested and not received. `starts` must
+    not be empty, nor all requests dropped.
     """
-    served = requests[requests["first_token"].notna()]
-    per_window = np.array([_difference(served, start, window, weights) for start in starts])
+    served = requests[requests["first_token"].notna() | requests["status"].isin(("starved", "failed"))]
+    clients = pd.factorize(served["client"])[0]
+    costs = cost(served, "client", weights).to_numpy(float)
+    arrivals = served["arrival"].to_numpy(float)
+
+    def difference(start: float) -> float:
+        asked = (arrivals >= start) & (arrivals <= start + window)
+        r = np.bincount(clients, costs * asked) / window
+        s = np.bincount(clients, costs * _share_within(served, start, start + window)) / window
+        return float(np.minimum(s.max() - s, np.abs(r - s)).sum())
+
+    per_window = np.array([difference(start) for start in starts])
     return ServiceDifference(float(per_window.max()), float(per_window.mean()), float(per_window.var()))
-
-
-def _difference(served: pd.DataFrame, start: float, window: float, weights: Weights) -> float:
-    costs = cost(served, "client", weights)
-    requested = (costs * served["arrival"].between(start, start + window)).groupby(served["client"]).sum()
-    received = (costs * _share_within(served, start, start + window)).groupby(served["client"]).sum()
-    r, s = requested.to_numpy() / window, received.to_numpy() / window
-    return float(np.minimum(s.max() - s, np.abs(r - s)).sum())
 
 
 def _share_within(served: pd.DataFrame, start: float, end: float) -> Floats:
     """The part of each request's span from first token to finish that lies in the window.
 
-    A request of one token has no span: it lies in the window or not.
+    A request of one token has no span: it lies in the window or not. None of one that was not served does.
     """
     first, finish = served["first_token"].to_numpy(float), served["finish"].to_numpy(float)
     span = finish - first

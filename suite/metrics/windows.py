@@ -1,14 +1,16 @@
 """Windows: where a fairness number is taken, as unions of half-open intervals [a, b) in seconds.
 
-    whole       from the first arrival to the last finish
+    whole       from the first arrival to the last finish, or to the arrival of a starved request after it
     all_active  every client has a request waiting or running (the DLPM paper's window, section 6.1)
     backlogged  every client has a request waiting: sent and not yet admitted for the first time
     trimmed     from one tenth of the sending span on, to the last arrival: the cold cache and the empty
                 queues at the start, and the drain after the last arrival, are cut. It depends on arrivals
                 alone, so with an open-loop trace it is the same window under every scheduler
 
-A request that waits again after a preemption counts as active, not as waiting. Requests that were never
-served (rejected, cancelled) make nobody active. An empty window carries the reason and yields no number.
+A request that waits again after a preemption counts as active, not as waiting. A starved request waits to the
+end of the run, so a client that a scheduler never serves empties no window: it stands in each with nothing.
+Requests that were rejected, failed or cancelled make nobody active. An empty window carries the reason and
+yields no number.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from suite.metrics import fates
 from suite.metrics.service import Floats
 
 WARM_UP_SHARE = 0.1
@@ -43,18 +46,17 @@ class Window:
 
 def windows(requests: pd.DataFrame) -> dict[str, Window]:
     """The four windows of a run by name, from its `requests` frame."""
-    served = requests[requests["status"] == "finished"]
     return {
-        "whole": _whole(served),
+        "whole": _whole(requests),
         "all_active": _shared(requests, activity(requests), "active"),
-        "backlogged": _shared(requests, _spans(served, "admitted"), "backlogged"),
+        "backlogged": _shared(requests, _spans(requests, "admitted"), "backlogged"),
         "trimmed": _trimmed(requests),
     }
 
 
 def activity(requests: pd.DataFrame) -> dict[str, Floats]:
-    """When each client has a request waiting or running; clients that were never served are absent."""
-    return _spans(requests[requests["status"] == "finished"], "finish")
+    """When each client has a request waiting or running; clients for which that never is are absent."""
+    return _spans(requests, "finish")
 
 
 def overlap(intervals: Floats, depth: int) -> Floats:
@@ -68,19 +70,21 @@ def overlap(intervals: Floats, depth: int) -> Floats:
     return np.column_stack([times[change == 1], times[change == -1]])
 
 
-def _spans(served: pd.DataFrame, until: str) -> dict[str, Floats]:
-    """Per client the union of [arrival, `until`) over its requests; none of zero length."""
-    unions = {
-        str(client): overlap(rows[["arrival", until]].to_numpy(float), 1)
-        for client, rows in served.groupby("client")
-    }
+def _spans(requests: pd.DataFrame, until: str) -> dict[str, Floats]:
+    """Per client the union of [arrival, `until`) over its requests, of starved ones to the end of the run."""
+    rows = requests[requests["status"].isin(("finished", "starved"))]
+    ends = rows[until].where(rows["status"] == "finished", fates.end(requests)).to_numpy(float)
+    pieces = np.column_stack([rows["arrival"].to_numpy(float), ends])
+    places = rows.groupby("client").indices
+    unions = {str(client): overlap(pieces[places[client]], 1) for client in places}
     return {client: union for client, union in unions.items() if len(union)}
 
 
-def _whole(served: pd.DataFrame) -> Window:
-    if served.empty:
+def _whole(requests: pd.DataFrame) -> Window:
+    if fates.finished(requests).empty:
         return _empty("no request was served")
-    return Window(np.array([[served["arrival"].min(), served["finish"].max()]], float))
+    first = requests.loc[requests["status"].isin(("finished", "starved")), "arrival"].min()
+    return Window(np.array([[first, fates.end(requests)]], float))
 
 
 def _shared(requests: pd.DataFrame, spans: dict[str, Floats], state: str) -> Window:

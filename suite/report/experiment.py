@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from suite import results
 from suite.errors import BadInput
+from suite.metrics.goodput import Slo
 from suite.results import Manifest, Run
 
 ORDER = ("fcfs", "lpm", "lpm-fallback", "vtc", "dlpm")
@@ -34,15 +36,8 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """What the schedulers were compared under: the workload, the backend if there are several, and what
-        was swept of the two.
-        """
-        swept = [
-            f"{key.partition('.')[2] or key}={value}"
-            for key, value in self.labels.items()
-            if key == "backend" or key.startswith(("workload.", "backend."))
-        ]
-        return ", ".join([str(self.labels["workload"]), *swept])
+        """What the schedulers were compared under, see `setting_of`."""
+        return setting_of(self.labels)
 
     @property
     def scheduler(self) -> str:
@@ -56,25 +51,49 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A folder that `suite run` has written: its name, the command that made it, its cells in order."""
+    """A folder that `suite run` has written: its name, the command that made it, its cells in order, and the
+    latency goal it was given, if any.
+    """
 
     folder: Path
     name: str
     command: str
     cells: tuple[Cell, ...]
+    slo: Slo | None = None
 
     @cached_property
     def settings(self) -> tuple[str, ...]:
         """The settings in the order of the cells."""
         return tuple(dict.fromkeys(cell.setting for cell in self.cells))
 
-    def first_seed(self, setting: str) -> list[Cell]:
-        """One cell per scheduler of the setting, that of its first seed, schedulers in reading order."""
-        found: dict[str, Cell] = {}
+    def only(self, names: Collection[str]) -> Self:
+        """The experiment with no other cells than those of these folder names."""
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.folder.name in names))
+
+    def by_scheduler(self, setting: str) -> dict[str, list[Cell]]:
+        """The cells of a setting by scheduler, schedulers in reading order."""
+        found: dict[str, list[Cell]] = {}
         for cell in self.cells:
             if cell.setting == setting:
-                found.setdefault(cell.scheduler, cell)
-        return sorted(found.values(), key=lambda cell: reading_order(cell.labels["policy"], cell.scheduler))
+                found.setdefault(cell.scheduler, []).append(cell)
+        order = {name: reading_order(cells[0].labels["policy"], name) for name, cells in found.items()}
+        return {name: found[name] for name in sorted(found, key=order.__getitem__)}
+
+    def first_seed(self, setting: str) -> list[Cell]:
+        """One cell per scheduler of the setting, that of its first seed, schedulers in reading order."""
+        return [cells[0] for cells in self.by_scheduler(setting).values()]
+
+
+def setting_of(labels: Mapping[str, Any], without: str = "") -> str:
+    """What schedulers are compared under: the workload, the backend if there are several, and what was swept
+    of the two. The swept key `without` is left out.
+    """
+    swept = [
+        f"{key.partition('.')[2] or key}={value}"
+        for key, value in labels.items()
+        if key != without and (key == "backend" or key.startswith(("workload.", "backend.")))
+    ]
+    return ", ".join([str(labels["workload"]), *swept])
 
 
 def reading_order(policy: str, scheduler: str) -> Key:
@@ -90,6 +109,7 @@ class _Index(BaseModel):
     name: str
     command: str
     cells: list[str]
+    slo: Slo | None = None
 
 
 def load(folder: Path) -> Experiment:
@@ -104,7 +124,7 @@ def load(folder: Path) -> Experiment:
     if not index.cells:
         raise BadInput(f"{path}: lists no finished cell; run the experiment again to finish some")
     cells = tuple(_cell(folder / "cells" / name) for name in index.cells)
-    return Experiment(folder, index.name, index.command, cells)
+    return Experiment(folder, index.name, index.command, cells, index.slo)
 
 
 def _cell(folder: Path) -> Cell:

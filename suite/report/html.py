@@ -1,87 +1,84 @@
-"""One self-contained page: the answer first, then table, figures, clients, facts and definitions."""
+"""One self-contained page: the answer first, then table, figures, clients, audit, facts and definitions."""
 
 from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from suite.files import write_atomically
-from suite.metrics import latency
 from suite.metrics.glossary import GLOSSARY
-from suite.metrics.summary import clients
-from suite.report import headline, tables
+from suite.metrics.goodput import Slo
+from suite.report import headline, listings, parallel, tables
+from suite.report.effects import Effect, verdicts
 from suite.report.experiment import Cell, Experiment, load
-from suite.report.figures import Drawing, write_figures
-
-_CLIENT_COLUMNS = {
-    "client": "client",
-    "requests": "requests",
-    "finished": "finished",
-    "client_service": "client service",
-    "actual_service": "actual service",
-    "client_service_all_active": "client service, all active",
-    "hit_rate": "hit rate",
-    "preemptions": "preempted",
-    **{
-        name: f"{name.replace('_', ' ').upper()} (s)" for name in latency.COLUMNS if not name.endswith("mean")
-    },
-}
+from suite.report.figures import DPI, MOST_DETAILED, Drawing, write_figures
 
 
 @dataclass(frozen=True)
-class _Figure:
-    """A figure as the page holds it: `source` is a data URI, `width` in CSS pixels."""
+class Report:
+    """A report on disk: its page, and the row per cell that it was made from (`tables.collect`)."""
 
-    title: str
-    reading: str
-    source: str
-    width: int
+    page: Path
+    frame: pd.DataFrame
 
 
-@dataclass(frozen=True)
-class _Clients:
-    """The per-client table of one cell, as text."""
+def write_report(folder: Path, slo: Slo | None = None, with_invalid: bool = False) -> Report:
+    """Write summary.csv, figures/ and report.html into an experiment folder.
 
-    title: str
-    rows: list[list[str]]
-
-
-def write_report(folder: Path) -> Path:
-    """Write summary.csv, figures/ and report.html into an experiment folder; return the page's path.
-
-    Equal results give equal bytes: nothing in them depends on when or where the report was written. Raises
-    `BadInput` if the folder is not an experiment's.
+    `slo` stands in for the experiment's own; `with_invalid` draws also what is no result. Equal results give
+    equal bytes: nothing in them depends on when or where the report was written. Raises `BadInput` if the
+    folder is not an experiment's.
     """
     experiment = load(folder)
-    frame = tables.collected(experiment)
-    tables.write_summary(frame, folder)
-    page = render(experiment, frame, write_figures(experiment, frame))
+    experiment = experiment if slo is None else replace(experiment, slo=slo)
+    with parallel.processes(len(experiment.cells)):
+        frame = tables.collected(experiment)
+        tables.write_summary(frame, folder)
+        found = headline.comparisons(experiment, frame, headline.headlines(frame))
+        drawings = write_figures(experiment, frame.assign(invalid=None) if with_invalid else frame, found)
+        page = render(experiment, frame, drawings, found)
     path = folder / "report.html"
     write_atomically(path, lambda file: file.write_text(page, encoding="utf-8"))
-    return path
+    return Report(path, frame)
 
 
-def render(experiment: Experiment, frame: pd.DataFrame, drawings: list[Drawing]) -> str:
+def render(
+    experiment: Experiment, frame: pd.DataFrame, drawings: Sequence[Drawing], found: Sequence[Effect]
+) -> str:
     """The page as text. Every name in it is escaped; it asks the network for nothing."""
-    firsts = [cell for setting in experiment.settings for cell in experiment.first_seed(setting)]
+    styles, script = (_asset(name) for name in ("report.css", "report.js"))
+    heads = headline.headlines(frame)
     return _environment().get_template("report.html").render(
         experiment=experiment,
-        headlines=headline.headlines(frame),
+        styles=styles,
+        script=script,
+        policy=_policy(styles, script),
+        answer=headline.answer(heads),
+        validity=headline.validity(frame),
+        headlines=[(head, headline.against(found, head.setting)) for head in heads],
         near_fairest=headline.NEAR_FAIREST,
-        columns=tables.COLUMNS,
+        columns=tables.shown_columns(frame),
         caption=tables.CAPTION,
         rows=tables.rows(frame),
+        excluded=tables.excluded(frame),
         warnings=tables.warnings(frame),
         reasons=tables.reasons(frame),
-        figures=[_figure(drawing) for drawing in drawings],
-        client_columns=list(_CLIENT_COLUMNS.values()),
-        clients=[_clients(cell) for cell in firsts],
+        verdicts=verdicts(found),
+        main=[_figure(drawing) for drawing in drawings if drawing.setting is None],
+        details=_by_setting(drawings),
+        most_detailed=MOST_DETAILED,
+        clients=listings.clients(experiment),
+        audit=listings.audit(frame),
+        checks=listings.checks(experiment),
         facts={cell.folder.name: _facts(cell) for cell in experiment.cells},
         glossary=GLOSSARY,
     )  # fmt: skip
@@ -97,27 +94,43 @@ def _environment() -> jinja2.Environment:
     )
 
 
+def _asset(name: str) -> Markup:
+    """A file of the page that is no foreign data: it goes into the page as it is."""
+    return Markup(files("suite.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _policy(styles: str, script: str) -> str:
+    """The page's content security policy: its own style and script, embedded pictures, nothing else."""
+    hashes = (base64.b64encode(sha256(text.encode()).digest()).decode() for text in (styles, script))
+    style, code = (f"'sha256-{value}'" for value in hashes)
+    return f"default-src 'none'; img-src data:; style-src {style}; script-src {code}"
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure as the page holds it: `source` is a data URI, width and height are in CSS pixels."""
+
+    title: str
+    reading: str
+    source: str
+    width: int
+    height: int
+
+
 def _figure(drawing: Drawing) -> _Figure:
-    """The drawing at half its pixels' size, sharp on fine screens and in print."""
+    """The drawing at 100 CSS pixels an inch, so that its finer ones show on fine screens and in print."""
     png = drawing.png.read_bytes()
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return _Figure(drawing.title, drawing.reading, source, int.from_bytes(png[16:20], "big") // 2)
+    width, height = (int.from_bytes(png[at : at + 4], "big") * 100 // DPI for at in (16, 20))
+    return _Figure(drawing.title, drawing.reading, source, width, height)
 
 
-def _clients(cell: Cell) -> _Clients:
-    table = clients(cell.run())
-    names = table["client"] + table["misbehaving"].map({True: " (misbehaving)", False: ""})
-    shown = table.assign(client=names)[list(_CLIENT_COLUMNS)]
-    rows = [[_text(value) for value in row] for row in shown.itertuples(index=False)]
-    return _Clients(f"{cell.setting}: {cell.scheduler}", rows)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if pd.isna(value):
-        return "none"
-    return f"{value:,.0f}" if float(value).is_integer() or value >= 1000 else f"{value:.3g}"
+def _by_setting(drawings: Sequence[Drawing]) -> dict[str, list[_Figure]]:
+    found: dict[str, list[_Figure]] = {}
+    for drawing in drawings:
+        if drawing.setting is not None:
+            found.setdefault(drawing.setting, []).append(_figure(drawing))
+    return found
 
 
 def _facts(cell: Cell) -> str:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple, TypeAlias
 
 import matplotlib
 import seaborn as sns
+from matplotlib import font_manager
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 LONGEST_NAME = 28
+
+Dashes: TypeAlias = Literal["-", "--", "-.", ":"]
+_DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
+
+_CJK = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+)
+"""Fonts that have Chinese, Japanese and Korean characters; the one found first serves for those."""
 
 
 class Look(NamedTuple):
@@ -19,7 +38,7 @@ class Look(NamedTuple):
 
     color: str
     marker: str
-    dashes: Literal["-", "--", "-.", ":"]
+    dashes: Dashes
 
 
 _POLICIES = {
@@ -51,6 +70,25 @@ def policies(names: Collection[str]) -> dict[str, Look]:
     return _POLICIES | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(strangers)}
 
 
+def schedulers(policy_of: Mapping[str, str]) -> dict[str, Look]:
+    """The look of each scheduler, given its policy: variants of one policy are paler and dashed otherwise."""
+    base = policies(policy_of.values())
+    seen: dict[str, int] = {}
+    looks = {}
+    for scheduler, policy in policy_of.items():
+        variant = seen[policy] = seen.get(policy, -1) + 1
+        look = base[policy]
+        dashes = _DASHES[(_DASHES.index(look.dashes) + variant) % 4]
+        looks[scheduler] = look._replace(color=_paler(look.color, 0.22 * min(variant, 3)), dashes=dashes)
+    return looks
+
+
+def _paler(color: str, share: float) -> str:
+    """The colour with this share of white mixed in."""
+    red, green, blue = (part + (1 - part) * share for part in to_rgb(color))
+    return to_hex((red, green, blue))
+
+
 def clients(names: Sequence[str], misbehaving: Collection[str]) -> dict[str, Look]:
     """The look of each client to be drawn: misbehaving ones red and dashed."""
     bad = [name for name in names if name in misbehaving]
@@ -70,6 +108,13 @@ def plain(name: str) -> str:
     return shown.replace("$", r"\$").replace("_", "\N{WORD JOINER}_", shown.startswith("_"))
 
 
+@cache
+def _fallback_fonts() -> tuple[str, ...]:
+    """The first font of this machine that has CJK characters, if any."""
+    there = set(font_manager.get_font_names())
+    return tuple(name for name in _CJK if name in there)[:1]
+
+
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw and save figures inside this: it sets the style and leaves matplotlib as it was.
@@ -79,6 +124,7 @@ def styled() -> Iterator[None]:
     settings = {
         **sns.axes_style("ticks"),
         **sns.plotting_context("paper"),
+        "font.family": ["sans-serif", *_fallback_fonts()],
         "axes.grid": True,
         "grid.color": "#e6e6e6",
         "legend.frameon": False,

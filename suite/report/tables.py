@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from suite.files import write_atomically
+from suite.metrics.goodput import Slo
 from suite.metrics.summary import summarise
-from suite.report.experiment import Experiment, load, reading_order
+from suite.metrics.validity import SHORT
+from suite.metrics.validity import reasons as faults
+from suite.report import parallel
+from suite.report.experiment import Cell, Experiment, load, reading_order
 from suite.results import Manifest
 
 REFERENCE = "vtc"
 """The policy whose throughput the others are compared with, as in the papers."""
 
-SHORT = 0.05
-"""A window below this share of the makespan is too short to rank by."""
 
-
-def collect(folder: Path) -> pd.DataFrame:
+def collect(folder: Path, slo: Slo | None = None) -> pd.DataFrame:
     """One row per cell of the folder: `cell`, `setting`, labels, what is to be known of it, its summary.
 
     `invalid` says why it is no result, `fallback` how often an engine's own scheduler went by another policy
-    than the one asked for; both None where there is nothing to say.
+    than the one asked for; both None where there is nothing to say. `slo` stands in for the folder's own.
     """
-    return collected(load(folder))
+    experiment = load(folder)
+    with parallel.processes(len(experiment.cells)):
+        return collected(experiment if slo is None else replace(experiment, slo=slo))
 
 
 def collected(experiment: Experiment) -> pd.DataFrame:
     """`collect` for an experiment that is already loaded."""
-    rows = [
-        {
-            "cell": cell.folder.name,
-            "setting": cell.setting,
-            **cell.labels,
-            "invalid": "; ".join(cell.manifest.invalid) or None,
-            "fallback": _fallback(cell.manifest),
-            **summarise(cell.run()),
-        }
-        for cell in experiment.cells
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(parallel.each(_summary, [(cell, experiment.slo) for cell in experiment.cells]))
+
+
+def _summary(item: tuple[Cell, Slo | None]) -> dict[str, Any]:
+    cell, slo = item
+    run = cell.run()
+    return {
+        "cell": cell.folder.name,
+        "setting": cell.setting,
+        **cell.labels,
+        "invalid": "; ".join(faults(run)) or None,
+        "fallback": _fallback(cell.manifest),
+        **summarise(run, slo),
+    }
+
+
+def valid(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the cells that are results."""
+    return frame[frame["invalid"].isna()]
 
 
 def _fallback(manifest: Manifest) -> str | None:
@@ -74,28 +83,42 @@ class Column:
 
     key: str
     heading: str
-    best: Literal["max", "min"]
+    best: Literal["max", "min"] | None
+    """None where schedulers cannot be ranked by it."""
     digits: int | None = None
     """Digits after the point; None for as many as make about three in all."""
     scale: float = 1.0
     window: str | None = None
     """The window of `suite.metrics.windows` it is taken in, if that can be empty or short."""
+    none: str | None = None
+    """The summary's column that says why there is no such number."""
+    optional: bool = False
+    """Left out where no scheduler has the number."""
 
     def show(self, *values: float) -> str:
-        """The values as text, all with the digits that suit the first."""
+        """The values as text, all with the digits that suit the first; infinite is "never"."""
+        if math.isinf(values[0]):
+            return "never"
         first = abs(values[0]) * self.scale
         digits = (2 if first < 10 else 1 if first < 100 else 0) if self.digits is None else self.digits
         return " ±".join(f"{value * self.scale:,.{digits}f}" for value in values)
 
 
 COLUMNS = (
-    Column("client_service_per_s", "service/s", "max", 0),
+    Column("client_service_per_s", "service/s", "max", 0, none="rates_none"),
     Column("vs_reference", f"x {REFERENCE}", "max", 2),
-    Column("jain_client_all_active", "Jain, all active", "max", 3, window="all_active"),
-    Column("jain_actual_backlogged", "Jain, backlogged", "max", 3, window="backlogged"),
+    Column("goodput_per_s", "goodput/s", "max", none="goodput_none", optional=True),
+    Column(
+        "jain_client_all_active", "Jain, all active", "max", 3, window="all_active", none="all_active_none"
+    ),
+    Column(
+        "jain_actual_backlogged", "Jain, backlogged", "max", 3, window="backlogged", none="backlogged_none"
+    ),
+    Column("bound_share", "gap / bound", None, 2, optional=True),
     Column("hit_rate", "hit rate (%)", "max", 1, scale=100),
     Column("well_ttft_p50", "TTFT P50 (s)", "min"),
     Column("well_ttft_p99", "TTFT P99 (s)", "min"),
+    Column("well_itl_p99", "ITL P99 (s)", "min", 3, optional=True),
     Column("e2e_p99", "e2e P99 (s)", "min"),
     Column("preemptions", "preempted", "min", 0),
 )
@@ -103,9 +126,17 @@ CAPTION = (
     "service/s: client service (input + 2 output tokens) per second of makespan. Jain, all active: on client "
     "service while all clients are active (the DLPM paper's number); Jain, backlogged: on actual service "
     "(uncached input + 2 output) while all are waiting. x vtc: service/s over vtc's. "
-    "TTFT of the well-behaved clients, e2e of all. * best of its workload; ± standard deviation over seeds; "
+    "gap / bound: largest service gap of two backlogged clients over what the policy's theorem allows. "
+    "TTFT and ITL of the well-behaved clients, e2e of all; never: so many requests were not served. "
+    "* best of its workload; ± standard deviation over seeds; "
     f"† taken in less than {SHORT:.0%} of the makespan, too short to rank by."
 )
+
+
+def shown_columns(frame: pd.DataFrame) -> tuple[Column, ...]:
+    """The columns of the final table of these cells."""
+    table = aggregated(frame)
+    return tuple(column for column in COLUMNS if not column.optional or table[column.key].notna().any())
 
 
 @dataclass(frozen=True)
@@ -120,46 +151,69 @@ class Shown:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheduler under one setting, as shown; `values` in the order of `COLUMNS`."""
+    """One scheduler under one setting, as shown: its values by key of the column, in their order."""
 
     setting: str
     scheduler: str
     seeds: int
-    values: tuple[Shown, ...]
+    values: dict[str, Shown]
 
 
 def aggregated(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, one row per setting and scheduler, in reading order.
+    """Means over the valid seeds, one row per setting and scheduler, in reading order.
 
-    Columns: setting, scheduler, policy, seeds, and for each of `COLUMNS` its mean, `<key>_sd` (sample
-    standard deviation, NaN for one seed) and `<key>_n` (seeds that have the number); `<key>_short` where the
-    number comes from a window that was too short under some seed. `vs_reference` is the ratio of mean client
-    service to that of the reference policy in the same setting.
+    Columns: those of `over_seeds` for `COLUMNS`, and `<key>_short` where the number comes from a window that
+    was too short under some seed. `starved` counts the requests never admitted. `vs_reference` is the ratio
+    of mean client service to that of the reference policy in the same setting, `bound_share` the largest gap
+    over its bound.
+    """
+    results = valid(frame)
+    results = results.assign(bound_share=_numbers(results["bound_gap"]) / _numbers(results["bound"]))
+    table = over_seeds(results, [column.key for column in COLUMNS if column.key in results])
+    groups = results.groupby(["setting", "scheduler"], sort=False)
+    index = pd.MultiIndex.from_frame(table[["setting", "scheduler"]])
+    for column in COLUMNS:
+        if column.window is not None:
+            short = results[f"{column.window}_s"] < SHORT * results["makespan_s"]
+            short &= results[column.key].notna()
+            any_short = short.groupby([results["setting"], results["scheduler"]]).any()
+            table[f"{column.key}_short"] = any_short.reindex(index).to_numpy(bool)
+    table["starved"] = groups["starved"].sum().reindex(index).to_numpy()
+    table["bound_share"] = groups["bound_share"].max().reindex(index).to_numpy()
+    table["bound_share_sd"] = np.nan  # of a largest there is none
+    return table.assign(vs_reference=table["client_service_per_s"] / table["setting"].map(_references(table)))
+
+
+def over_seeds(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Mean of each key over the rows of a setting and scheduler, in reading order.
+
+    Columns: setting, scheduler, policy, seeds, and for each key its mean, `<key>_sd` (sample standard
+    deviation, NaN for one seed or where one is infinite) and `<key>_n` (seeds that have the number).
     """
     rows = [
         {"setting": setting, "scheduler": scheduler, "policy": group["policy"].iloc[0], "seeds": len(group)}
-        | _statistics(group)
+        | _statistics(group, keys)
         for (setting, scheduler), group in frame.groupby(["setting", "scheduler"], sort=False)
     ]
     settings = list(dict.fromkeys(frame["setting"]))
     rows.sort(key=lambda r: (settings.index(r["setting"]), reading_order(r["policy"], r["scheduler"])))
-    table = pd.DataFrame(rows)
-    reference = table["setting"].map(_references(table))
-    return table.assign(vs_reference=table["client_service_per_s"] / reference)
+    numbers = [name for key in keys for name in (key, f"{key}_sd", f"{key}_n")]
+    return pd.DataFrame(rows, columns=["setting", "scheduler", "policy", "seeds", *numbers])
 
 
-def _statistics(group: pd.DataFrame) -> dict[str, float | bool]:
-    found: dict[str, float | bool] = {}
-    for column in COLUMNS:
-        if column.key in group:
-            values = pd.to_numeric(group[column.key])
-            found[column.key] = values.mean()
-            found[f"{column.key}_sd"] = values.std()
-            found[f"{column.key}_n"] = values.count()
-        if column.window is not None:
-            short = group[f"{column.window}_s"] < SHORT * group["makespan_s"]
-            found[f"{column.key}_short"] = bool((short & group[column.key].notna()).any())
+def _statistics(group: pd.DataFrame, keys: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in keys:
+        values = _numbers(group[key])
+        finite = bool(np.isfinite(values.dropna()).all())
+        found[key] = values.mean()
+        found[f"{key}_sd"] = values.std() if finite else float("nan")
+        found[f"{key}_n"] = values.count()
     return found
+
+
+def _numbers(values: pd.Series[Any]) -> pd.Series[float]:
+    return pd.to_numeric(values).astype(float)
 
 
 def _references(table: pd.DataFrame) -> dict[str, float]:
@@ -169,27 +223,41 @@ def _references(table: pd.DataFrame) -> dict[str, float]:
 
 
 def rows(frame: pd.DataFrame) -> list[Row]:
-    """The final table as text, from what `collect` returns."""
+    """The final table as text, from what `collect` returns: what is ranked. See `excluded` for the others."""
     table = aggregated(frame)
-    columns = [_shown(table, column) for column in COLUMNS]
-    values = zip(*columns, strict=True)
+    columns = {column.key: _shown(table, column) for column in shown_columns(frame)}
     return [
-        Row(str(r["setting"]), str(r["scheduler"]), int(r["seeds"]), tuple(shown))
-        for (_, r), shown in zip(table.iterrows(), values, strict=True)
+        Row(
+            str(r["setting"]), str(r["scheduler"]), int(r["seeds"]), {key: columns[key][i] for key in columns}
+        )
+        for i, (_, r) in enumerate(table.iterrows())
     ]
 
 
+def excluded(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The schedulers that have no valid cell in a setting, by (setting, scheduler), and why."""
+    ranked = set(valid(frame)[["setting", "scheduler"]].itertuples(index=False, name=None))
+    return {
+        (str(setting), str(scheduler)): str(group["invalid"].iloc[0])
+        for (setting, scheduler), group in frame.groupby(["setting", "scheduler"], sort=False)
+        if (setting, scheduler) not in ranked
+    }
+
+
 def _shown(table: pd.DataFrame, column: Column) -> list[Shown]:
-    best = pd.concat([_best(group, column) for _, group in table.groupby("setting")])[table.index]
+    best = {i: mark for _, group in table.groupby("setting") for i, mark in _best(group, column).items()}
     return [
-        Shown(_text(row, column), bool(mark), _bare(row, column))
-        for (_, row), mark in zip(table.iterrows(), best, strict=True)
+        Shown(_text(row, column), bool(best[index]), _bare(row, column)) for index, row in table.iterrows()
     ]
 
 
 def _best(group: pd.DataFrame, column: Column) -> pd.Series[bool]:
-    """Which rows of a setting show its best value; none where all show the same, or where it is too short."""
-    values = group[column.key]
+    """Which rows of a setting show its best value: none where all show the same; never one from too short a
+    window, nor a scheduler that left requests unserved: it did less work than the others.
+    """
+    values = group[column.key].where(group["starved"] == 0)
+    if column.best is None:
+        return pd.Series(False, group.index)
     if column.window is not None:
         values = values.mask(group[f"{column.key}_short"])
     values = values.dropna()
@@ -221,10 +289,17 @@ def reasons(frame: pd.DataFrame) -> list[str]:
 
 def _reasons(frame: pd.DataFrame) -> Iterator[str]:
     for column in COLUMNS:
-        if column.window is not None:
-            reason = f"{column.window}_none"
-            for _, row in frame[frame[reason].notna()].iterrows():
-                yield f"{column.heading}, {row['setting']}, {row['scheduler']}: {row[reason]}"
+        if column.none is not None and (column.window is not None or not column.optional):
+            for _, row in frame[frame[column.none].notna()].iterrows():
+                yield f"{column.heading}, {row['setting']}, {row['scheduler']}: {row[column.none]}"
+
+
+_FATES = {
+    "starved": "the scheduler never admitted them",
+    "rejected": "larger than the KV pool",
+    "failed": "an error, or cut short",
+    "cancelled": "each came after one that was not served",
+}
 
 
 def warnings(frame: pd.DataFrame) -> list[str]:
@@ -258,80 +333,3 @@ def _losses(frame: pd.DataFrame) -> list[str]:
         for fate, why in _FATES.items()
         if group[fate].sum() > 0
     ]
-
-
-# -- the table in the terminal ---------------------------------------------------------------------------
-
-_FATES = {
-    "rejected": "larger than the KV pool",
-    "failed": "an error, or cut short",
-    "cancelled": "each came after one that was not served",
-}
-_SEEDS, _DEVIATIONS = "seeds", "±"
-_LEAVING = (
-    _SEEDS,
-    "preemptions",
-    "e2e_p99",
-    "hit_rate",
-    "jain_actual_backlogged",
-    _DEVIATIONS,
-    "well_ttft_p50",
-    "vs_reference",
-    "well_ttft_p99",
-    "jain_client_all_active",
-)
-"""What leaves a table that is too wide, first to last."""
-
-_NAME = 20
-"""Characters that a scheduler's name has at least before it is folded."""
-
-
-def rich_table(frame: pd.DataFrame, width: int | None = None) -> Table:
-    """The final table for the terminal, from what `collect` returns. No name is read as markup.
-
-    Numbers stand whole: where `width` characters do not hold all columns, the less important ones are left
-    out, and the caption says so. None shows everything.
-    """
-    shown, lost = rows(frame), warnings(frame)
-    for leaving in range(len(_LEAVING) + 1):
-        table = _table(shown, _LEAVING[:leaving], lost)
-        if width is None or _width(table) <= width:
-            break
-    return table
-
-
-def _width(table: Table) -> int:
-    """Characters the table needs, long names folded."""
-    console = Console(width=10_000)
-    name = max(console.measure(cell).maximum for cell in table.columns[0].cells)
-    return console.measure(table).maximum - max(0, name - _NAME)
-
-
-def _table(shown: list[Row], left_out: tuple[str, ...], lost: list[str]) -> Table:
-    table = Table(caption=_caption(left_out, lost), caption_justify="left", row_styles=["", "dim"])
-    table.add_column("scheduler", overflow="fold")
-    kept = [i for i, column in enumerate(COLUMNS) if column.key not in left_out]
-    seeds = _SEEDS not in left_out
-    for heading in [*(COLUMNS[i].heading for i in kept), *[_SEEDS] * seeds]:
-        table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
-    setting = None
-    for row in shown:
-        if row.setting != setting:
-            setting = row.setting
-            table.add_section()
-            table.add_row(Text(setting, style="bold"))
-        values = (_rich(row.values[i], _DEVIATIONS in left_out) for i in kept)
-        table.add_row(Text(f"  {row.scheduler}"), *values, *[str(row.seeds)] * seeds)
-    return table
-
-
-def _caption(left_out: tuple[str, ...], lost: list[str]) -> Text:
-    headings = {column.key: column.heading for column in COLUMNS} | {_DEVIATIONS: "± over seeds"}
-    names = "; ".join(headings.get(key, key) for key in left_out)
-    notes = [f"Too narrow for: {names}; summary.csv has all."] if left_out else []
-    return Text("\n".join([CAPTION, *notes, *lost]))
-
-
-def _rich(shown: Shown, bare: bool) -> Text:
-    text = shown.bare if bare else shown.text
-    return Text(f"{text}*", style="bold green") if shown.best else Text(f"{text} ")

@@ -17,11 +17,13 @@ from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
 from suite.backends.cost import Cost
 from suite.backends.simulator.cost import fitted, roofline
-from suite.backends.simulator.engine import CLIP, Engine, Limits
+from suite.backends.simulator.engine import CLIP, Engine, Limits, collector_paused
 from suite.backends.simulator.journal import Journal
 from suite.backends.simulator.live import Live, lives
+from suite.backends.simulator.noise import Durations, Noise, Noisy
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.streams import chunks
 from suite.backends.simulator.vllm import VLLMEngine
 from suite.errors import did_you_mean
 from suite.policies import SchedulerSpec
@@ -64,6 +66,8 @@ class Simulator(BaseModel):
     (its SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)."""
     cost: Path | None = None
     """A file of fitted coefficients to use instead of the roofline of model and GPU."""
+    noise: Noise | None = None
+    """How much longer or shorter than the cost model's a step takes at random; not at all by default."""
 
     @field_validator("model")
     @classmethod
@@ -92,14 +96,19 @@ class Simulator(BaseModel):
     def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
         """Serve the trace. It leaves no logs."""
         requests = lives(trace)
-        engine = self.engine_for(requests, scheduler.build())
-        engine.run(progress)
-        return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine))
+        engine = self.engine_for(requests, scheduler.build(), self._durations(trace))
+        with collector_paused():
+            engine.run(progress)
+            streams = chunks(requests, engine.batch, engine.journal)
+            return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine), streams)
 
-    def engine_for(self, requests: list[Live], policy: Scheduler) -> Engine:
-        """A fresh engine with these settings."""
+    def engine_for(
+        self, requests: list[Live], policy: Scheduler, durations: Durations | None = None
+    ) -> Engine:
+        """A fresh engine with these settings, whose steps take as long as the cost model says by default."""
         limits = Limits(self.max_running, self.token_budget, self.block_tokens, self.clip_tokens)
-        return ENGINES[self.engine](requests, policy, self.cost_model(), limits, self.pool_tokens())
+        cost = durations or self.cost_model()
+        return ENGINES[self.engine](requests, policy, cost, limits, self.pool_tokens())
 
     def pool_tokens(self) -> int:
         """Tokens of KV cache that fit."""
@@ -114,6 +123,10 @@ class Simulator(BaseModel):
         if self.cost is not None:
             return fitted(self.cost)
         return roofline(MODELS[self.model], GPUS[self.gpu])
+
+    def _durations(self, trace: Trace) -> Durations:
+        cost = self.cost_model()
+        return Noisy(cost, self.noise.factors(trace.digest)) if self.noise else cost
 
 
 def _known(kind: str, name: str, known: Iterable[str]) -> str:
@@ -144,6 +157,7 @@ def _word(engine: Engine) -> dict[str, Any]:
         "block_tokens": engine.pool.block,
         "steps": engine.steps,
         "decisions": engine.decisions,
+        "starved": sum(live.status == "starved" for live in engine.requests),
         "evicted_tokens": engine.pool.evicted * engine.pool.block,
         "virtual_seconds": engine.now,
     }

@@ -22,6 +22,8 @@ class Batch:
         self.ticks = 0
         self.context = 0
         """Tokens attended in the next step, summed over members."""
+        self.stays: list[tuple[Live, int, int]] = []
+        """Who has left, with the ticks at which it joined and left."""
         self.by_client: dict[str, int] = {}
         self._block = block
         self._turns = [0] * block
@@ -42,6 +44,7 @@ class Batch:
     def leave(self, live: Live) -> None:
         """Take a request out and settle how much it has generated and computed."""
         del self.members[live]
+        self.stays.append((live, live.joined, self.ticks))
         self._turns[self._turn(live)] -= 1
         live.generated += self.ticks - live.joined
         live.computed = live.prompt_tokens + live.generated - 1

@@ -16,10 +16,10 @@ from math import inf
 
 from baselines.scheduler import Request, Scheduler
 from baselines.waiting import WaitingQueue
-from suite.backends.cost import Cost
 from suite.backends.simulator.batch import Batch
 from suite.backends.simulator.journal import Journal
 from suite.backends.simulator.live import Arrivals, Live
+from suite.backends.simulator.noise import Durations
 from suite.backends.simulator.pool import Pool
 from suite.backends.simulator.tree import Mark, Node, cut
 
@@ -83,7 +83,7 @@ class Engine(ABC):
 
     pool: Pool
 
-    def __init__(self, requests: list[Live], policy: Scheduler, cost: Cost, limits: Limits) -> None:
+    def __init__(self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits) -> None:
         self.requests = requests
         self.policy = policy
         self.cost = cost
@@ -102,7 +102,7 @@ class Engine(ABC):
         self._listens = type(policy).generated is not Scheduler.generated
 
     def run(self, progress: Callable[[float], None]) -> None:
-        """Serve everything. `progress` is told the share of requests done, now and then."""
+        """Serve everything that the policy offers. `progress` is told the share done, now and then."""
         with collector_paused():
             while self._receive():
                 done = self._done
@@ -132,14 +132,18 @@ class Engine(ABC):
 
     def _arrive(self, live: Live) -> None:
         if not self._fits(live):
-            live.status = "rejected"
-            self._arrivals.lost(live)
-            self._done += 1
+            self._lose(live, "rejected")
             return
         live.sequence = self._received
         self._received += 1
         self._queue(live)
         self.policy.arrived(live, self.now)
+
+    def _lose(self, live: Live, status: str) -> None:
+        """The request is never served, nor is what comes after it."""
+        live.status = status
+        self._arrivals.lost(live)
+        self._done += 1
 
     def _queue(self, live: Live) -> None:
         live.queued = True
@@ -288,6 +292,7 @@ class Engine(ABC):
     def _first_token(self, live: Live) -> None:
         """The token that ends a prefill."""
         self.journal.rows.append((self.now, live.client, 0, 0, 0, 1))
+        self.journal.first_tokens.append((self.now, live))
         live.generated += 1
         if live.generated == 1:
             live.first_token = self.now
@@ -350,11 +355,18 @@ class Engine(ABC):
     def _idle(self) -> None:
         """Nothing runs and nobody was admitted: wait for an arrival that may change the policy's mind."""
         time = self._arrivals.next_time()
-        if time == inf:
-            raise self._policy_error(
-                f"offers none of {len(self.waiting)} waiting requests, nothing runs and nothing more arrives"
-            )
-        self.now = max(self.now, time)
+        if time < inf:
+            self.now = max(self.now, time)
+        else:
+            self._starve()
+
+    def _starve(self) -> None:
+        """Nothing else will ever happen: those that wait are never served."""
+        for live in list(self.waiting.by_arrival()):
+            assert isinstance(live, Live)
+            self.waiting.remove(live)
+            live.queued = False
+            self._lose(live, "starved")
 
     def _policy_error(self, what: str) -> PolicyError:
         return PolicyError(f"scheduler {type(self.policy).__name__} {what}")

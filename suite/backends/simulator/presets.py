@@ -51,6 +51,7 @@ class GPU:
 
 
 MODELS = {
+    "llama-2-7b": Model(32, 4096, 32, 32, 128, 11008, 32000, tied_embeddings=False),
     "llama-3.2-3b": Model(28, 3072, 24, 8, 128, 8192, 128256, tied_embeddings=True),
     "llama-3.1-8b": Model(32, 4096, 32, 8, 128, 14336, 128256, tied_embeddings=False),
 }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from baselines.scheduler import Scheduler
-from suite.backends.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits, Prefill
 from suite.backends.simulator.live import Live
+from suite.backends.simulator.noise import Durations
 from suite.backends.simulator.pool import SGLangPool
 
 LEAST_ROOM = 6
@@ -30,7 +30,7 @@ class SGLangEngine(Engine):
     pool: SGLangPool
 
     def __init__(
-        self, requests: list[Live], policy: Scheduler, cost: Cost, limits: Limits, kv_tokens: int
+        self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits, kv_tokens: int
     ) -> None:
         self.pool = SGLangPool(kv_tokens, 1, self._moved)
         super().__init__(requests, policy, cost, limits)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from baselines.scheduler import Scheduler
-from suite.backends.cost import Cost
 from suite.backends.simulator.engine import Engine, Limits, Prefill
 from suite.backends.simulator.live import Live
+from suite.backends.simulator.noise import Durations
 from suite.backends.simulator.pool import VLLMPool
 
 
@@ -19,7 +19,7 @@ class VLLMEngine(Engine):
     """
 
     def __init__(
-        self, requests: list[Live], policy: Scheduler, cost: Cost, limits: Limits, kv_tokens: int
+        self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits, kv_tokens: int
     ) -> None:
         self.pool = VLLMPool(kv_tokens // limits.block, limits.block, self._moved)
         super().__init__(requests, policy, cost, limits)

@@ -1,0 +1,33 @@
+"""Digests of what decides an outcome beside the words of an experiment: sources, and files that it names."""
+
+from __future__ import annotations
+
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import BaseModel
+
+import baselines
+import suite
+
+_DECISIVE = ("trace.py", "content.py", "dialect.py", "client.py", "stream.py", "replay.py")
+"""Modules whose change may change an outcome, besides backends and baselines."""
+
+
+def files_digest(settings: BaseModel) -> str:
+    """SHA-256 over the content of the files that the settings name."""
+    paths = [value for _, value in settings if isinstance(value, Path) and value.is_file()]
+    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
+
+
+@cache
+def sources_digest() -> str:
+    """SHA-256 over the sources whose change may change an outcome."""
+    package = Path(suite.__file__).parent
+    roots = [Path(next(iter(baselines.__path__))), package / "backends"]
+    found = sorted(path for root in roots for path in root.rglob("*") if path.suffix in (".py", ".yaml"))
+    sha = sha256()
+    for path in [*(package / name for name in _DECISIVE), *found]:
+        sha.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha.hexdigest()

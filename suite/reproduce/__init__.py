@@ -1,0 +1,1 @@
+"""Published figures and tables made again: the paper's values beside ours, one file each."""
