@@ -27,14 +27,13 @@ from suite.commands import (
     verify,
     workload,
 )
-from suite.commands.console import complain, progress, results, say, show
+from suite.commands.console import INTERRUPTED, complain, progress, results, say, show
 from suite.errors import BadInput
 
 if TYPE_CHECKING:
     from suite.experiment import Experiment
     from suite.runner import Outcome
 
-INTERRUPTED = 130
 BAD_INPUT = 2
 
 _OUT_HELP = (

@@ -21,6 +21,7 @@ from suite.policies import SchedulerSpec, parse
 from suite.report import effects, tables
 from suite.report import experiment as folders
 from suite.report.effects import Effect
+from suite.report.verdicts import verdicts
 from suite.runner import Job, Outcome
 
 FIRST_LOOK = 3
@@ -41,13 +42,21 @@ def _is(spec: SchedulerSpec, wanted: SchedulerSpec) -> bool:
     return spec.target == wanted.target and wanted.parameters.items() <= spec.parameters.items()
 
 
-def in_folder(folder: Path, candidate: str, baselines: Sequence[str]) -> list[Effect]:
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison came to, and a line per run that had no part in it: which one and why."""
+
+    effects: list[Effect]
+    left_out: list[str]
+
+
+def in_folder(folder: Path, candidate: str, baselines: Sequence[str]) -> Compared:
     """Compare in a folder written by `suite run`; without baselines, against all others there.
 
-    Raises `BadInput` naming a scheduler that is not there.
+    Raises `BadInput` naming a scheduler that is not there. One whose every cell failed is.
     """
     experiment = folders.load(folder)
-    there = dict.fromkeys(cell.scheduler for cell in experiment.cells)
+    there = experiment.schedulers
     for name in (candidate, *baselines):
         if name not in there:
             raise BadInput(f"{folder}: no scheduler {name!r} in it; {did_you_mean(name, there)}")
@@ -55,27 +64,37 @@ def in_folder(folder: Path, candidate: str, baselines: Sequence[str]) -> list[Ef
     if not chosen or candidate in chosen:
         raise BadInput(f"{folder}: {candidate!r} needs another scheduler to be compared with")
     names = {cell.folder.name for cell in experiment.cells if cell.scheduler in (candidate, *chosen)}
+    names |= {failure.cell for failure in experiment.failed if failure.scheduler in (candidate, *chosen)}
     compared = experiment.only(names)
-    return effects.effects(compared, tables.collected(compared), candidate, chosen)
+    frame = tables.collected(compared)
+    return Compared(effects.effects(compared, frame, candidate, chosen), _left_out(compared, frame))
 
 
-def card(folder: Path, frame: pd.DataFrame, candidates: Sequence[str]) -> list[Effect]:
+def _left_out(experiment: folders.Experiment, frame: pd.DataFrame) -> list[str]:
+    """A line per cell of the frame that is not valid, then one per cell that failed."""
+    invalid = frame[frame["invalid"].notna()] if len(frame) else frame
+    reasons = [(str(row["cell"]), str(row["invalid"])) for _, row in invalid.iterrows()]
+    reasons += [(failure.cell, f"failed: {failure.reason}") for failure in experiment.failed]
+    return [f"left out: {cell}: {reason}" for cell, reason in reasons]
+
+
+def card(folder: Path, frame: pd.DataFrame, candidates: Sequence[str]) -> Compared:
     """The effects of all candidates against all other schedulers of a folder, judged together.
 
     `frame` is what `tables.collect` returns of the folder.
     """
     experiment = folders.load(folder)
-    others = [name for name in dict.fromkeys(frame["scheduler"]) if name not in candidates]
+    others = [name for name in experiment.schedulers if name not in candidates]
     found = [one for name in candidates for one in effects.comparisons(experiment, frame, name, others)]
-    return effects.compared(found)
+    return Compared(effects.compared(found), _left_out(experiment, frame))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What runs made for a comparison came to: `effects` is empty if one failed or was interrupted."""
+    """What runs made for a comparison came to: `found` is empty if one failed or was interrupted."""
 
     outcome: Outcome
-    effects: list[Effect]
+    found: Compared
     seeds: int
 
 
@@ -119,15 +138,14 @@ def measure(
     `LOOKED_AT` in every setting. The report is written once, at the end.
     """
     mine = matching(experiment, [candidate])
-    found: list[Effect] = []
-    count = 0
+    found, count = Compared([], []), 0
     for count in range(min(FIRST_LOOK, len(experiment.seeds)), len(experiment.seeds) + 1):
         part = [job for job in jobs if job.cell.seed in experiment.seeds[:count]]
         outcome = runner.run(experiment, part, out, processes=processes, report=False, console=console)
         if outcome.failed or outcome.interrupted:
-            return Measured(outcome, [], count)
+            return Measured(outcome, Compared([], []), count)
         found = card(out, tables.collect(out), mine)
-        if narrow_enough(found, narrow) or len(part) == len(jobs):
+        if narrow_enough(found.effects, narrow) or len(part) == len(jobs):
             break
     outcome = runner.run(experiment, part, out, processes=processes, console=console)
     return Measured(outcome, found, count)
@@ -141,4 +159,4 @@ def narrow_enough(found: Sequence[Effect], narrow: float) -> bool:
 
 def loses(found: Sequence[Effect]) -> bool:
     """True if the candidate loses a deciding metric in some setting."""
-    return any("loses" in verdict.word for verdict in effects.verdicts(found))
+    return any("loses" in verdict.word for verdict in verdicts(found))

@@ -11,8 +11,10 @@ from pydantic import BaseModel
 import baselines
 import suite
 
-_DECISIVE = ("trace.py", "content.py", "dialect.py", "client.py", "stream.py", "replay.py")
-"""Modules whose change may change an outcome, besides backends and baselines."""
+_DECISIVE = (
+    "trace.py", "content.py", "dialect.py", "client.py", "stream.py", "replay.py", "metrics/sharing.py"
+)  # fmt: skip
+"""Modules whose change may change what a run leaves behind, besides backends and baselines."""
 
 
 def files_digest(settings: BaseModel) -> str:

@@ -7,7 +7,9 @@ slower or faster meanwhile favours nobody.
 OUT/cells/<slug>/    a run folder (see `suite.results`) and clients.csv, the per-client table
 OUT/logs/<slug>/     what the backend left there; kept whatever becomes of the cell
 OUT/broken/<slug>/   what was measured of a run that broke off; a later, whole run of the cell removes it
-OUT/experiment.json  {"name", "command", "slo", "cells": [slugs of the finished cells, in their order]}
+OUT/experiment.json  {"name", "command", "slo", "cells": [slugs of the finished cells, in their order],
+                     "failed": [{"cell": slug, "labels", "reason"} of those that failed, now or earlier, and
+                     are not finished since]}
 OUT/.lock            held while a run writes here
 OUT/report.html ...  see `suite.report`
 """
@@ -40,6 +42,7 @@ from suite.errors import BadInput
 from suite.experiment import Cell, Experiment, generate
 from suite.files import DRAFT, probe, write_atomically, writing
 from suite.metrics import sharing, summary
+from suite.report.experiment import failures
 from suite.results import Manifest, Run
 from suite.trace import Trace
 
@@ -151,12 +154,12 @@ def run(
         outcome = Outcome(out, len(jobs), skipped=len(jobs) - len(todo))
         try:
             _work_off(_interleaved(experiment, todo), outcome, processes, console)
-            if _write_index(experiment, jobs, out) and report:
+            if _write_index(experiment, jobs, outcome) and report:
                 outcome.report = _report(out, console)
         except KeyboardInterrupt:
             outcome.interrupted = True
             # a cell may be whole whose worker could not say so any more
-            whole = _write_index(experiment, jobs, out)
+            whole = _write_index(experiment, jobs, outcome)
             outcome.finished = len(whole) - outcome.skipped
         return outcome
 
@@ -248,14 +251,35 @@ def _note(event: workers.Event, slug: str, outcome: Outcome) -> None:
         outcome.finished += 1
 
 
-def _write_index(experiment: Experiment, jobs: Sequence[Job], out: Path) -> list[str]:
+def _write_index(experiment: Experiment, jobs: Sequence[Job], outcome: Outcome) -> list[str]:
     """Write experiment.json and return the finished cells it lists."""
+    path = outcome.out / "experiment.json"
     cells = [job.cell.slug for job in jobs if job.is_finished]
+    reasons = {**_failed_before(outcome.out), **outcome.failed}
+    failed = [
+        {"cell": job.cell.slug, "labels": job.cell.labels, "reason": reasons[job.cell.slug]}
+        for job in jobs
+        if job.cell.slug in reasons and job.cell.slug not in cells
+    ]
     slo = experiment.slo.model_dump(exclude_none=True) if experiment.slo else None
-    index = {"name": experiment.name, "command": jobs[0].command, "cells": cells, "slo": slo}
+    index = {
+        "name": experiment.name,
+        "command": jobs[0].command,
+        "cells": cells,
+        "failed": failed,
+        "slo": slo,
+    }
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    write_atomically(out / "experiment.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
     return cells
+
+
+def _failed_before(out: Path) -> dict[str, str]:
+    """The reasons of the failures that the index there lists, by slug; none if there is none to be read."""
+    try:
+        return {failure.cell: failure.reason for failure in failures(out)}
+    except BadInput:
+        return {}
 
 
 def _sweep(cells: Path) -> None:

@@ -86,19 +86,35 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_errors_are_drawn_towards_what_is_usual():
     rng = np.random.default_rng(3)
     errors = 0.02 * np.sqrt(rng.chisquare(2, 40) / 2)
-    found = bootstrap.moderated([Estimate(0.1, error, 2) for error in errors])
+    found = bootstrap.moderated([Estimate(0.1, error, 2) for error in errors], 40)
     assert all(one.value == 0.1 for one in found)
     assert np.ptp([one.error for one in found]) < np.ptp(errors) / 3, "all true errors are equal"
     assert np.mean([one.error for one in found]) == pytest.approx(0.02, rel=0.15)
     assert 6 < min(one.freedom for one in found) <= 80
 
     errors *= np.exp(rng.normal(0, 2, 40))
-    apart = bootstrap.moderated([Estimate(0.1, error, 2) for error in errors])
+    apart = bootstrap.moderated([Estimate(0.1, error, 2) for error in errors], 40)
     assert max(one.freedom for one in apart) < 4, "true errors that differ much say little of each other"
 
     few = [Estimate(0.1, error, 2) for error in errors[: bootstrap.FEWEST - 1]]
-    assert bootstrap.moderated(few) == few
-    assert bootstrap.moderated([*few, *few, Estimate(0, 0, 2)])[-1] == Estimate(0, 0, 2)
+    assert bootstrap.moderated(few, 5) == few
+    assert bootstrap.moderated([*few, *few, Estimate(0, 0, 2)], 11)[-1] == Estimate(0, 0, 2)
+
+
+def test_baselines_that_share_a_candidate_tell_of_its_spread_once():
+    """Three seeds of a noisy candidate beside twelve steady baselines: one setting, so one group."""
+    assert bootstrap.FEWEST <= 12
+    rng = np.random.default_rng(5)
+    draws = draw((1,) * 3)
+    missed = 0
+    for _ in range(200):
+        noise = rng.normal(0, 1, 3)
+        differences = [noise + rng.normal(0, 0.2, 3) for _ in range(12)]
+        sampled = [replicates(draws, [constant(v) for v in one]) for one in differences]
+        found = [estimate(one.mean(), r, 3) for one, r in zip(differences, sampled, strict=True)]
+        bounds = [one.interval(0.05) for one in bootstrap.moderated(found, 1)]
+        missed += sum(not low <= 0 <= high for low, high in bounds)
+    assert missed <= 0.07 * 200 * 12
 
 
 def test_of_the_differences_told_few_are_none():
@@ -110,7 +126,7 @@ def test_of_the_differences_told_few_are_none():
         errors = 0.02 * np.exp(rng.normal(0, 0.7, 40))
         sampled = errors * np.sqrt(rng.chisquare(2, 40) / 2)
         found = bootstrap.moderated(
-            [Estimate(*one, 2) for one in zip(rng.normal(true, errors), sampled, strict=True)]
+            [Estimate(*one, 2) for one in zip(rng.normal(true, errors), sampled, strict=True)], 40
         )
         alpha = level(found)
         seen = np.array([low > 0 or high < 0 for low, high in (one.interval(alpha) for one in found)])

@@ -333,6 +333,20 @@ def test_a_candidate_is_held_against_an_experiment_and_shares_its_cells(
     assert "score card" not in suite("run", "e.yaml").out
 
 
+def test_a_candidate_that_fails_does_not_get_by(suite: Suite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("suite.report.html.write_report", without_figures)
+    Path("e.yaml").write_text("name: e\nworkloads: [tiny.yaml]\nschedulers: [fcfs]\n")
+    Path("bad.py").write_text(PATIENT.replace("time.sleep", "time.slip"))
+    done = suite("run", "-s", "bad.py:Patient", "--against", "e.yaml")
+    assert done.code == 1
+    assert "left out: tiny_Patient_seed=0: failed: " in done.out
+    assert "Patient against fcfs: loses 1 of 1 setting" in done.out
+    done = suite("compare", "results/runs/e", "-c", "Patient")
+    assert done.code == 3
+    assert re.search(r"^Patient against fcfs on tiny: loses: failed: .*'slip' \(seed 0\)$", done.out, re.M)
+    assert suite("compare", "results/runs/e", "-c", "fcfs", "-b", "Patient").code == 0
+
+
 def test_a_failed_cell_is_told_and_exits_with_1(suite: Suite):
     Path("bad.py").write_text(PATIENT.replace("time.sleep", "time.slip"))
     done = suite("run", "-w", "tiny.yaml", "-s", "bad.py:Patient", "-o", "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import synthetic_runs
 import yaml
 from rich.console import Console
-from test_effects import effect, faster, run
+from test_effects import effect, failure, faster, run, with_failures
 from tiny import TINY
 
 from suite import cli, compare, runner, verify_compare
@@ -45,8 +46,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_without_baselines_all_others_are(folder: Path):
-    assert {one.baseline for one in compare.in_folder(folder, "fast", [])} == {"slow", "third"}
-    assert {one.baseline for one in compare.in_folder(folder, "fast", ["slow", "slow"])} == {"slow"}
+    assert baselines(folder, []) == {"slow", "third"}
+    assert baselines(folder, ["slow", "slow"]) == {"slow"}
+
+
+def baselines(folder: Path, named: list[str]) -> set[str]:
+    return {one.baseline for one in compare.in_folder(folder, "fast", named).effects}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,71 @@ def test_the_exit_code_says_who_loses(
     assert (folder / "effects.csv").is_file()
 
 
+LEFT_OUT = [
+    "left out: 02-slow: it was cold",
+    "left out: crash_0: failed: KeyError: 'ticket'",
+    "left out: broken_1: failed: KeyError: 'ticket'",
+]
+
+
+def holed(tmp_path: Path) -> Path:
+    """Seeds of two schedulers, one of them not valid, and two schedulers whose every cell failed."""
+    runs = [run(seed, scheduler=name) for name in ("slow", "third") for seed in range(3)]
+    cold = replace(runs[2], manifest=replace(runs[2].manifest, invalid=["it was cold"]))
+    failed = [
+        failure("crash_0", scheduler="crash", seed=0),
+        failure("broken_1", scheduler="broken", seed=1),
+    ]
+    folder = synthetic_runs.experiment(tmp_path / "holed", *runs[:2], cold, *runs[3:])
+    return with_failures(folder, *failed)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "code", "verdict", "left_out"),
+    [
+        ("crash", 3, "loses: failed: KeyError: 'ticket' (seed 0)", LEFT_OUT[:2]),
+        ("third", 0, "no difference seen", LEFT_OUT[:1]),
+    ],
+)
+def test_what_failed_or_is_not_valid_is_told(
+    candidate: str,
+    code: int,
+    verdict: str,
+    left_out: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    folder = holed(tmp_path)
+    monkeypatch.setattr("sys.argv", ["suite", "compare", str(folder), "-c", candidate, "-b", "slow"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == code
+    told = capsys.readouterr().out.splitlines()
+    sentence = told.index(
+        next(line for line in told if line.startswith(f"{candidate} against slow on chat: "))
+    )
+    assert told[sentence].startswith(f"{candidate} against slow on chat: {verdict}")
+    assert told[sentence + 1 : sentence + 1 + len(left_out)] == left_out
+    assert told[sentence + 1 + len(left_out)].startswith(f"{candidate} against slow: ")
+
+
+def test_where_nobody_finished_nothing_is_said(tmp_path: Path):
+    found = compare.in_folder(holed(tmp_path), "crash", ["broken"])
+    assert {one.verdict for one in found.effects} == {"none"}
+    assert not compare.loses(found.effects)
+
+
+def test_a_folder_is_only_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.argv", ["suite", "compare", str(folder), "-c", "fast", "-w", "chat"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "error: --workload: " in capsys.readouterr().err
+
+
 # -- with runs of its own --------------------------------------------------------------------------------
 
 
@@ -104,14 +174,14 @@ def measured(folder: Path, narrow: float, candidate: str = "lpm") -> Measured:
 def test_it_stops_when_the_widths_are_narrow_enough(tmp_path: Path, reports: list[Path]):
     early = measured(tmp_path, narrow=1e9)
     assert early.seeds == compare.FIRST_LOOK == 3
-    assert {one.seeds for one in early.effects if one.metric == "hit_rate"} == {3}
+    assert {one.seeds for one in early.found.effects if one.metric == "hit_rate"} == {3}
     assert len(list((tmp_path / "out/cells").iterdir())) == 2 * 3
     assert reports == [tmp_path / "out"], "one report, at the end"
 
     late = measured(tmp_path, narrow=0)
     assert late.seeds == 4
     assert (late.outcome.jobs, late.outcome.skipped) == (8, 8), "what was there is kept"
-    assert {(one.candidate, one.baseline) for one in late.effects} == {("lpm", "fcfs")}
+    assert {(one.candidate, one.baseline) for one in late.found.effects} == {("lpm", "fcfs")}
 
 
 def test_a_candidate_is_not_compared_with_itself(tmp_path: Path):
@@ -129,7 +199,7 @@ def test_a_failing_run_ends_it(tmp_path: Path, reports: list[Path]):
         "    def admitted(self, request, cached_tokens, now):\n        raise KeyError('ticket')\n"
     )
     found = measured(tmp_path, narrow=1e9, candidate=f"{tmp_path}/bad.py:Bad")
-    assert found.effects == []
+    assert found.found.effects == []
     assert len(found.outcome.failed) == 3
     assert reports == []
 
@@ -156,10 +226,19 @@ def test_a_candidate_is_known_by_what_it_is(tmp_path: Path):
 
 
 def test_a_score_card_holds_candidates_against_all_others(folder: Path):
-    found = compare.card(folder, tables.collect(folder), ["fast"])
+    found = compare.card(folder, tables.collect(folder), ["fast"]).effects
     assert {(one.candidate, one.baseline) for one in found} == {("fast", "slow"), ("fast", "third")}
     assert not compare.loses(found)
-    assert compare.loses(compare.card(folder, tables.collect(folder), ["third"]))
+    assert compare.loses(compare.card(folder, tables.collect(folder), ["third"]).effects)
+
+
+def test_a_score_card_says_what_was_left_out(tmp_path: Path):
+    folder = holed(tmp_path)
+    found = compare.card(folder, tables.collect(folder), ["crash"])
+    assert {(one.baseline, one.verdict) for one in found.effects} == {
+        ("slow", "loses"), ("third", "loses"), ("broken", "none")
+    }  # fmt: skip
+    assert found.left_out == LEFT_OUT
 
 
 # -- trials of known truth -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ import synthetic_runs
 from rich.console import Console
 from synthetic_runs import requests, starved
 
+from suite.errors import BadInput
 from suite.metrics import paired
 from suite.metrics.summary import summarise
 from suite.report import effects, scorecard, tables
-from suite.report.effects import Comparison, Effect, compared, verdicts
+from suite.report.effects import Comparison, Effect, compared
 from suite.report.experiment import load
+from suite.report.verdicts import verdicts
 from suite.results import Run
 
 REQUESTS = 60
@@ -173,7 +176,7 @@ def test_an_invalid_candidate_loses_whatever_its_numbers():
     assert {one.reason for one in effect.values()} == {"not valid under seed 0: warm cache"}
     assert {one.low for one in effect.values()} == {None}
     (verdict,) = verdicts(list(effect.values()))
-    assert "warm cache" in verdict.sentence
+    assert verdict.sentence == "ours against theirs on s: loses: not valid under seed 0: warm cache"
 
 
 def test_an_invalid_baseline_proves_nothing():
@@ -185,6 +188,79 @@ def test_an_invalid_baseline_proves_nothing():
     assert {(one.verdict, one.reason) for one in effects_} == {
         ("none", "theirs is not valid: client was late")
     }
+
+
+def test_what_is_0_in_many_draws_has_no_ratio():
+    """Of the well-behaved client's 30 requests 16 wait, so that P50 is 0 in about half the draws."""
+
+    def waits(i: int, random: float) -> float:
+        return random if i % 4 == 1 or i == 3 else 0
+
+    one = found([run(seed, waits) for seed in range(3)], [run(seed, waits) for seed in range(3)])
+    p50 = one["well_ttft_p50"]
+    assert (p50.verdict, p50.ratio, p50.low) == ("none", 1, None)
+    assert p50.reason == "no finite ratio in many resamples: one of the two is 0, infinite or missing there"
+
+
+# -- runs that failed ------------------------------------------------------------------------------------
+
+
+def failure(cell: str, **labels: Any) -> dict[str, Any]:
+    """What the index says of a cell that failed."""
+    names = {"workload": "chat", "scheduler": "fcfs", "seed": 0, **labels}
+    return {"cell": cell, "labels": {"policy": names["scheduler"], **names}, "reason": "KeyError: 'ticket'"}
+
+
+def with_failures(folder: Path, *failures: dict[str, Any]) -> Path:
+    """The experiment folder, its index with these failures."""
+    path = folder / "experiment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "failed": failures}))
+    return folder
+
+
+WHY = "failed: bad.py:9: KeyError: 'ticket' (seed 1)"
+
+
+def beside(
+    failed: tuple[str | None, str | None], ours: Delay = faster, seeds: int = 3
+) -> tuple[dict[str, Effect], str]:
+    """The effects and the sentence of a candidate beside a slower baseline."""
+    pairs = {
+        seed: tuple(
+            paired.sample(one, {**summarise(one), "invalid": None}) for one in (run(seed, ours), run(seed))
+        )
+        for seed in range(seeds)
+    }
+    judged = compared([Comparison("s", "ours", "theirs", pairs, failed)])
+    (verdict,) = verdicts(judged)
+    return {one.metric: one for one in judged}, verdict.sentence
+
+
+@pytest.mark.parametrize("seeds", [0, 3])
+def test_a_candidate_that_fails_loses_whatever_its_other_runs(seeds: int):
+    effect, sentence = beside((WHY, None), seeds=seeds)
+    assert {(one.verdict, one.reason, one.low) for one in effect.values()} == {("loses", WHY, None)}
+    assert sentence == f"ours against theirs on s: loses: {WHY}"
+
+
+def test_a_baseline_that_fails_is_not_won_against():
+    effect, sentence = beside((None, WHY), seeds=0)
+    assert {(one.verdict, one.reason) for one in effect.values()} == {("none", f"theirs {WHY}")}
+    assert sentence == f"ours against theirs on s: cannot be said: theirs {WHY}"
+
+    whole, _ = beside((None, None))
+    effect, sentence = beside((None, WHY))
+    assert whole["well_ttft_p99"].verdict == "wins"
+    assert (effect["well_ttft_p99"].verdict, effect["well_ttft_p99"].reason) == ("none", f"theirs {WHY}")
+    assert effect["well_ttft_p99"].shown == whole["well_ttft_p99"].shown
+    assert "wins" not in {one.verdict for one in effect.values()}
+    assert "wins" not in sentence
+
+
+def test_what_is_lost_to_a_baseline_that_fails_is_lost():
+    effect, sentence = beside((None, WHY), ours=lambda i, random: 2 * random)
+    assert effect["well_ttft_p99"].verdict == "loses"
+    assert ": loses: " in sentence or ": worse in " in sentence
 
 
 def test_a_window_too_short_ranks_nobody():
@@ -291,9 +367,44 @@ def test_totals_and_card_count_settings():
         "ours against theirs: wins 3, no difference seen 1 of 4 settings"
     ]
     out = io.StringIO()
-    Console(file=out, width=100).print(scorecard.card(found))
+    Console(file=out, width=100).print(*scorecard.cards(found))
     assert "[red]w" in out.getvalue(), "names are no markup"
     assert out.getvalue().count("1.20+ 1.20+ 1.20+") == 3
+
+
+def cards(candidates: int, baselines: int) -> list[list[str]]:
+    """The lines of the score cards of two settings, 100 characters wide."""
+    found = [
+        replace(effect(metric, "no difference seen", setting), candidate=f"mine-{c}", baseline=f"other-{b}")
+        for setting in ("chat", "document")
+        for c in range(candidates)
+        for b in range(baselines)
+        for metric in effects.MAIN
+    ]
+    drawn = []
+    for table in scorecard.cards(found):
+        out = io.StringIO()
+        Console(file=out, width=100).print(table)
+        drawn.append(out.getvalue().splitlines())
+    return drawn
+
+
+def test_several_candidates_have_a_score_card_each():
+    first, second = cards(2, 3)
+    assert not any("mine-1" in line for line in first)
+    assert sum(line.count("against other-") for line in first) == 3
+    assert sum(line.count("no difference seen ") for line in first) == 3 * 2, "nothing is folded"
+    assert not any("+ better" in line for line in first)
+    assert any("+ better" in line for line in second), "the caption stands once"
+
+
+def test_many_baselines_stand_below_each_other():
+    (card,) = cards(1, 6)
+    assert card[0].rstrip() == "score card: mine-0"
+    assert [line.split()[-2] for line in card if "other-5" in line] == ["1.20"] * 2
+    for b in range(6):
+        assert sum(f"other-{b} " in line and " no difference seen " in line for line in card) == 2
+    assert sum(line.startswith("│ chat ") for line in card) == 1
 
 
 def test_a_folder_is_compared_as_it_stands(tmp_path: Path):
@@ -302,11 +413,49 @@ def test_a_folder_is_compared_as_it_stands(tmp_path: Path):
         for seed in range(3)
         for name, delay in (("mine:x=1", faster), ("vtc", lambda i, random: random))
     ]
-    experiment = load(synthetic_runs.experiment(tmp_path, *runs))
-    found = effects.effects(experiment, tables.collected(experiment), "mine:x=1", ["vtc", "gone"])
-    assert {(one.setting, one.baseline) for one in found} == {("chat", "vtc")}
+    alone = run(0, scheduler="vtc", workload="document")  # where the candidate has no run
+    experiment = load(synthetic_runs.experiment(tmp_path, *runs, alone))
+    found = effects.effects(experiment, tables.collected(experiment), "mine:x=1", ["vtc"])
+    assert {(one.setting, one.baseline) for one in found} == {("chat", "vtc"), ("document", "vtc")}
+    missing = verdicts(found)[1]
+    assert missing.word == "cannot be said"
+    assert "no seed under which both were run to their end" in missing.sentence
     assert {one.metric for one in found if one.verdict == "wins"} >= {"well_ttft_p50", "sooner"}
     frame = pd.read_csv(scorecard.write(found, tmp_path))
     assert list(frame["ratio"].dropna()) == pytest.approx(
         [one.ratio for one in found if one.ratio is not None]
     )
+
+
+def test_failures_of_a_folder_count_where_the_other_did_not_fail(tmp_path: Path):
+    runs = [
+        run(seed, scheduler=name)
+        for seed in range(3)
+        for name in ("mine", "vtc")
+        if (seed, name) != (1, "mine")
+    ]
+    elsewhere = run(0, scheduler="mine", workload="document")
+    failed = [
+        failure("mine-1", scheduler="mine", seed=1),
+        failure("vtc-0", scheduler="vtc", workload="document"),
+        *(failure(f"{name}-p", scheduler=name, workload="poll") for name in ("mine", "vtc")),
+    ]
+    experiment = load(with_failures(synthetic_runs.experiment(tmp_path, *runs, elsewhere), *failed))
+    assert experiment.only({"mine-1"}).failed == experiment.failed[:1]
+    found = effects.effects(experiment, tables.collected(experiment), "mine", ["vtc"])
+    assert [(one.setting, one.word) for one in verdicts(found)] == [
+        ("chat", "loses"), ("document", "cannot be said"), ("poll", "cannot be said"),
+    ]  # fmt: skip
+    reasons = [verdict.sentence.partition(": ")[2] for verdict in verdicts(found)]
+    assert reasons == [
+        "loses: failed: KeyError: 'ticket' (seed 1)",
+        "cannot be said: vtc failed: KeyError: 'ticket' (seed 0)",
+        "cannot be said: no seed under which both were run to their end",
+    ]
+
+
+def test_a_failure_without_its_coordinates_is_no_index(tmp_path: Path):
+    nameless = {"cell": "x", "labels": {"workload": "chat", "seed": 0}, "reason": "?"}
+    folder = with_failures(synthetic_runs.experiment(tmp_path, run(0)), nameless)
+    with pytest.raises(BadInput, match=r"experiment\.json: labels miss policy, scheduler"):
+        load(folder)

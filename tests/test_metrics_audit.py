@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_runs import rejected, requests, run, service
+from synthetic_runs import rejected, requests, run, service, starved
 
 from suite.backends.simulator import Simulator
 from suite.metrics.audit import ALONE, COLUMNS, audit, curve
@@ -296,8 +296,19 @@ def test_an_unfair_policy_breaks_the_bound_and_the_window_is_named(condition: st
     assert row["bound_window"] == f"'a' ahead of 'b' from 0 s to {until:.6g} s"
     before = served[served["admitted"] < until]
     assert row["bound_gap"] == 20 * len(before) + 20 * (served["finish"] <= until).sum()
-    assert row["bound_gap"] == row["backlogged_gap_actual"] == row["backlogged_gap_client"]
+    gap = None if (made.requests["status"] == "starved").any() else row["bound_gap"]
+    assert row["backlogged_gap_actual"] == row["backlogged_gap_client"] == gap
     assert audit(simulated(favourites(), "dlpm:quantum=10", max_running=2))["bound_held"] is True
+
+
+def test_who_starves_beside_a_client_that_never_waits_makes_no_small_gap() -> None:
+    frame = requests(
+        *({"client": "a", "arrival": t, "finish": t + 1.0} for t in range(1, 9)), starved("b", 0.0),
+        {"client": "a", "arrival": 9, "admitted": 10, "finish": 11},
+    )  # fmt: skip
+    row = audit(run(frame))
+    assert row["backlogged_gap_actual"] is row["backlogged_gap_client"] is None
+    assert curve(run(frame)) is None
 
 
 def test_the_curve_peaks_at_the_gap_beside_its_bound() -> None:

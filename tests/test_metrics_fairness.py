@@ -34,6 +34,7 @@ def test_jain_lies_between_one_nth_and_one_and_ignores_the_unit(x, unit):
 
 def test_gap_is_the_largest_pairwise_difference():
     assert fairness.gap([4, 9, 1]) == 8
+    assert fairness.gap([0, 0]) is None, "serving nobody is no small gap"
     assert fairness.gap([]) is None
 
 
@@ -124,7 +125,7 @@ def test_what_starves_is_demanded_and_what_never_fits_is_not():
     )
     log = curves(service(frame), ["a", "b", "c"], "client")
     wanted = fairness.demand(frame, log, interval(0, 4), "client")
-    assert wanted.to_dict() == {"a": 32, "b": 40, "c": 0}
+    assert wanted.to_dict() == {"a": 32, "b": 40 + 2 * 1, "c": 0}, "b's output as a's"
     weights = pd.Series({"a": 1.0, "b": 1.0, "c": 1.0})
     assert fairness.jain_entitled(log, interval(0, 4), wanted, weights) == pytest.approx(1 / 2)
 

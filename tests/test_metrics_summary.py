@@ -161,9 +161,26 @@ def test_a_run_that_starved_requests_has_no_rates_and_says_so():
 
 
 def test_vtcs_difference_counts_what_the_starved_asked_for():
-    # a asks and gets 12 in a 60 s window every 3 s: 4 a second; b and c ask 10 every 3 s and get nothing.
+    # a asks and gets 12 every 3 s: 4 a second; b and c ask as much and get nothing.
     row = summarise(run(ONE_SERVED))
-    assert row["vtc_difference_mean"] == pytest.approx(2 * 10 / 3, rel=0.1)
+    assert row["vtc_difference_mean"] == pytest.approx(2 * 12 / 3, rel=0.1)
+
+
+def test_a_client_served_for_a_while_is_not_fair_because_its_outputs_would_have_been_long():
+    """Prompts of 10, outputs of 100. b gets half of what a gets, and had asked for as much."""
+    frame = requests(
+        *(
+            {"client": "a", "arrival": t, "admitted": t, "finish": t + 2.0, "output_tokens": 100}
+            for t in range(40)
+        ),
+        *(
+            {"client": "b", "arrival": t, "admitted": t, "finish": t + 2.0, "output_tokens": 100}
+            for t in range(20)
+        ),
+        *(starved("b", float(t)) for t in range(20, 40)),
+    )
+    row = summarise(run(frame))
+    assert row["jain_entitled_client_trimmed"] < 0.9
 
 
 def test_a_client_that_comes_after_the_last_finish_and_starves_is_in_the_whole_run():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from synthetic_runs import NAN, rejected, requests, run
+from synthetic_runs import NAN, rejected, requests, run, starved
 
 from suite.errors import BadInput
 from suite.metrics.validity import Check, checks, reasons
@@ -124,6 +124,11 @@ def test_clients_that_were_never_all_active_are_a_note() -> None:
         found(run(frame))["all clients active"].measured == "never: the clients were never all active at once"
     )
     assert reasons(run(frame)) == []
+
+
+def test_a_window_in_which_nobody_was_served_is_not_called_none() -> None:
+    one = run(requests(starved("a", 0.0), starved("b", 0.0), starved("a", 4.0)))
+    assert found(one)["all clients active"].measured == "4 s, and no request was served"
 
 
 def test_what_was_held_against_it_when_it_was_made_is_the_reason() -> None:

@@ -334,3 +334,10 @@ def test_variants_of_one_policy_are_told_apart():
     looks = style.schedulers(dict.fromkeys(labels, "dlpm"))
     assert len({(look.color, look.dashes) for look in looks.values()}) == 4
     assert looks[labels[0]] == style.policies(["dlpm"])["dlpm"]
+
+
+def test_response_times_are_drawn_where_nobody_was_served():
+    nobody = run(requests(starved("a", 0.0), starved("b", 1.0)))
+    plot = over_time.response_over_time({"x": nobody, "y": nobody})
+    plot.figure.draw_without_rendering()
+    assert plot.data["mean TTFT (s)"].isna().all()

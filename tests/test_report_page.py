@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -28,6 +29,10 @@ def folder(tmp_path_factory):
         crowd("<b>mine</b>", HOSTILE, speed=1.04),
         replace(late, manifest=replace(late.manifest, invalid=["the <i>client</i> was late"])),
     )
+    index = json.loads((made / "experiment.json").read_text())
+    labels = {"workload": "chat", "scheduler": "crash", "policy": "crash", "seed": 0}
+    failure = {"cell": "chat_crash", "labels": labels, "reason": "<u>KeyError</u>"}
+    (made / "experiment.json").write_text(json.dumps({**index, "failed": [failure]}))
     write_report(made)
     return made
 
@@ -89,6 +94,11 @@ def test_the_page_tells_the_answer_before_the_table(page):
     answer = text.index("The fastest of the fair schedulers, of 1 setting: dlpm:quantum=1000 in 1.")
     against = text.index("dlpm:quantum=1000 against fcfs:")
     assert answer < text.index("5 of 6 runs are valid") < against < text.index("All schedulers")
+
+
+def test_a_cell_that_failed_is_told_with_its_reason(page):
+    assert "failed: chat_crash: <u>KeyError</u>" in " ".join(page.text)
+    assert "u" not in page.tags
 
 
 def test_a_run_that_is_no_result_is_named_with_its_reason_and_left_out(page, folder):

@@ -19,6 +19,7 @@ from suite.errors import BadInput
 from suite.experiment import Experiment, load
 from suite.files import DRAFT, write_atomically
 from suite.metrics.goodput import Slo
+from suite.report import experiment as experiments
 from suite.report.html import Report
 from suite.runner import Job, Outcome
 
@@ -122,6 +123,7 @@ def test_the_index_lists_the_cells_in_order(tmp_path: Path):
         "name": "e",
         "command": "suite run e.yaml",
         "cells": ["tiny_vtc_seed=0", "tiny_fcfs_seed=0"],
+        "failed": [],
         "slo": None,
     }
     run(jobs, out, slo=Slo(ttft=5, tpot=0.2))
@@ -166,6 +168,59 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path: Path):
     index = json.loads((out / "experiment.json").read_text())
     assert index["cells"] == ["tiny_fcfs_seed=0", "tiny_vtc_seed=0"]
     assert [path.name for path in sorted((out / "cells").iterdir())] == index["cells"]
+
+
+def test_the_index_keeps_a_failure_until_the_cell_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    frail, out = tmp_path / "frail.py", tmp_path / "out"
+    frail.write_text(FRAIL)
+
+    def planned() -> list[Job]:
+        return plan(tmp_path, out, schedulers=[f"{frail}:Raises", "fcfs"])
+
+    def listed() -> list[dict[str, Any]]:
+        return json.loads((out / "experiment.json").read_text())["failed"]
+
+    jobs = planned()
+    run(jobs, out)
+    failure = {
+        "cell": "tiny_Raises_seed=0",
+        "labels": jobs[0].cell.labels,
+        "reason": f"{frail}:9: KeyError: 'ticket'",
+    }
+    assert listed() == [failure]
+    assert [one.scheduler for one in experiments.load(out).failed] == ["Raises"]
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(runner, "_work_off", interrupt)
+        assert run(jobs, out).interrupted
+    assert listed() == [failure], "an earlier one, not run to its end since"
+    run(jobs[1:], out)
+    assert listed() == [], "not of this experiment"
+
+    run(jobs, out)
+    assert listed() == [failure]
+    frail.write_text(FRAIL.replace('raise KeyError("ticket")', "pass"))
+    assert run(planned(), out).failed == {}
+    assert listed() == []
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_cell_did_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runner, "_work_off", interrupt)
+    assert run(plan(tmp_path, tmp_path / "out"), tmp_path / "out").interrupted
+    assert json.loads((tmp_path / "out" / "experiment.json").read_text())["failed"] == []
+
+
+@pytest.mark.parametrize("index", ["{", '{"name": "e", "command": "", "cells": []}'])
+def test_an_index_without_failures_is_written_anew(index: str, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "experiment.json").write_text(index)
+    assert run(plan(tmp_path, tmp_path / "out"), tmp_path / "out").finished == 1
 
 
 def test_whatever_a_scheduler_raises_is_its_reason(tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from itertools import islice
+from itertools import islice, pairwise
 from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,6 +24,7 @@ from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.noise import Noise, Noisy
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.streams import chunks
 from suite.backends.simulator.vllm import VLLMEngine
 from suite.errors import BadInput
 from suite.policies import SchedulerSpec
@@ -88,6 +89,19 @@ def test_sglang_prefills_before_it_decodes() -> None:
     # b takes three whole steps (8 + 8 + 4), in which a does not decode
     assert (done["a"].first_token, done["b"].first_token) == (1, 4)
     assert done["a"].finish == 23
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_decode_that_waits_for_a_prefill_is_one_long_gap_between_two_tokens(kind: str) -> None:
+    """The prompt of b is one step for SGLang, and in vLLM nothing waits: a token comes every second."""
+    first = Request("a", "x", 0.0, prompt(("p", 8)), 20)
+    second = Request("b", "x", 3.5, prompt(("q", 20)), 1)
+    engine = make(kind, first, second)
+    engine.run(lambda share: None)
+    streams = chunks(engine.requests, engine.batch, engine.journal)
+    times, tokens = (streams.loc[streams["id"] == "a", name].tolist() for name in ("time", "tokens"))
+    each = [(later - before) / n for (before, later), n in zip(pairwise(times), tokens[1:], strict=True)]
+    assert max(each) == (2 if kind == "sglang" else 1)
 
 
 @pytest.mark.parametrize(("kind", "same_step", "later"), [("vllm", 48, 48), ("sglang", 0, 50)])
@@ -382,11 +396,13 @@ def test_pool_is_what_weights_and_activations_leave() -> None:
     ("settings", "message"),
     [
         ({"gpu": "h10"}, r"unknown gpu 'h10'; did you mean 'h100'"),
+        ({"noise": {"cv": 1e200}}, "noise.cv"),
+        ({"noise": {"cv": 0.1, "slowdown": 1e308}}, "noise.slowdown"),
         ({"model": "lama-3.1-8b"}, r"unknown model .*did you mean 'llama-3.1-8b'"),
         ({"token_budget": 8}, r"token_budget \(8\) must be at least max_running \(256\)"),
         ({"max_running": 0}, r"greater than or equal to 1"),
         ({"noise": {"cv": -0.1}}, r"noise.cv\n.*greater than or equal to 0"),
-        ({"noise": {"cv": 0.1, "slowdown": 0}}, r"noise.slowdown\n.*greater than 0"),
+        ({"noise": {"cv": 0.1, "slowdown": 0}}, r"noise.slowdown\n.*greater than or equal to 0.001"),
     ],
 )
 def test_settings_that_cannot_work_are_named(settings: dict[str, object], message: str) -> None:

@@ -91,6 +91,17 @@ def test_wrong_columns_are_named_beside_the_right_ones(tmp_path: Path, rows: lis
         imported(saved(tmp_path, rows))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(b"0,caf\xe9,36,137", "'utf-8' codec"), (b"0," + 200_000 * b"x" + b",36,137", "field larger than")],
+)
+def test_a_file_that_is_no_csv(tmp_path: Path, row: bytes, message: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(HEAD.encode() + b"\n" + row + b"\n")
+    with pytest.raises(BadInput, match=r"rows\.csv: cannot be read as CSV: " + message):
+        imported(path)
+
+
 def test_a_result_file_gives_what_was_asked_also_of_aborted_requests(tmp_path: Path) -> None:
     aborted = response(first_token_latency=-1, request_latency=-1, req_time=2.0)
     requests = imported(results(tmp_path, response(), aborted)).requests

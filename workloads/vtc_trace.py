@@ -132,13 +132,16 @@ def _asked(path: Path) -> Iterator[_Row]:
 def _read_rows(path: Path) -> Iterator[_Row]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
-        names = tuple(next(rows, ()))
-        if names != COLUMNS:
-            raise BadInput(
-                f"{path}:1: the columns are {','.join(names)!r}; they must be {','.join(COLUMNS)!r}"
-            )
-        for values in rows:
-            yield _checked(values, f"{path}:{rows.line_num}")
+        try:
+            names = tuple(next(rows, ()))
+            if names != COLUMNS:
+                raise BadInput(
+                    f"{path}:1: the columns are {','.join(names)!r}; they must be {','.join(COLUMNS)!r}"
+                )
+            for values in rows:
+                yield _checked(values, f"{path}:{rows.line_num}")
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise BadInput(f"{path}: cannot be read as CSV: {error}") from None
 
 
 def _checked(values: list[str], place: str) -> _Row:

@@ -10,9 +10,7 @@ from typing import Annotated
 
 import typer
 
-from suite.commands.console import complain, progress, say, show
-
-INTERRUPTED = 130
+from suite.commands.console import INTERRUPTED, complain, progress, say, show
 
 
 def attack(

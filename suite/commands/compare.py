@@ -11,21 +11,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from suite.commands.console import complain, progress, say, show
+from suite.commands.console import INTERRUPTED, complain, progress, say, show
+from suite.errors import BadInput
 
 if TYPE_CHECKING:
-    from suite.compare import Measured
+    from suite.compare import Compared, Measured
     from suite.experiment import Experiment
-    from suite.report.effects import Effect
     from suite.report.html import Report
+
+_OF_RUNS = {
+    "repeat": "--repeat",
+    "narrow": "--narrow",
+    "seed_from": "--seed-from",
+    "workloads": "--workload",
+    "settings": "--set",
+}
+"""Flags that say what to run, by parameter: a folder is only read."""
 
 LOSES = 3
 """Exit code where the candidate loses somewhere."""
 
-INTERRUPTED = 130
-
 
 def compare(
+    context: typer.Context,
     target: Annotated[
         str, typer.Argument(help="A folder written by `suite run`, or an experiment (name or YAML) to run.")
     ],
@@ -61,8 +69,11 @@ def compare(
     wins or loses if its interval excludes 1; a setting goes by throughput, Jain (all active) and TTFT P99 of
     the well-behaved clients: "wins" wins some of the three and loses none.
 
-    Exit code: 0 if the candidate loses in no setting, 3 if it does in one, 1 if a run failed, 2 for bad
-    input.
+    A candidate whose run failed in a setting of the folder loses there; a baseline whose run failed is not
+    won against.
+
+    Exit code: 0 if the candidate loses in no setting, 3 if it does in one, 1 if a run made here failed, 2 for
+    bad input.
 
     [bold]Examples[/bold]
 
@@ -75,16 +86,25 @@ def compare(
 
     if (Path(target) / "experiment.json").exists():
         folder = Path(target)
+        _only_read(context, folder)
         found = comparing.in_folder(folder, candidate, baselines or ())
     else:
         seeds = range(seed_from, seed_from + repeat)
         folder, measured = _measured(target, candidate, baselines, seeds, narrow, workloads, settings)
-        found = measured.effects
+        found = measured.found
         say(f"seeds:   {measured.seeds} of at most {repeat}, in {folder}")
     _tell(found)
-    say(f"effects: {scorecard.write(found, folder)}")
-    if comparing.loses(found):
+    say(f"effects: {scorecard.write(found.effects, folder)}")
+    if comparing.loses(found.effects):
         raise typer.Exit(LOSES)
+
+
+def _only_read(context: typer.Context, folder: Path) -> None:
+    """Raises `BadInput` naming a flag that would have no part in reading a folder."""
+    for name, flag in _OF_RUNS.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise BadInput(f"{flag}: {folder} holds results and is only read; name an experiment to run")
 
 
 def _measured(
@@ -117,26 +137,27 @@ def _measured(
     return folder, measured
 
 
-def _tell(found: Sequence[Effect]) -> None:
-    from suite.report import effects, scorecard
+def _tell(found: Compared) -> None:
+    from suite.report import scorecard
+    from suite.report.verdicts import verdicts
 
-    verdicts = effects.verdicts(found)
-    show(scorecard.table(found))
-    for verdict in verdicts:
-        say(verdict.sentence)
-    for line in scorecard.totals(verdicts):
+    by_setting = verdicts(found.effects)
+    show(scorecard.table(found.effects))
+    sentences = (verdict.sentence for verdict in by_setting)
+    for line in (*sentences, *found.left_out, *scorecard.totals(by_setting)):
         say(line)
 
 
 def score_card(experiment: Experiment, schedulers: Sequence[str], folder: Path, report: Report) -> None:
     """Print how these schedulers do against all others of a folder, setting by setting and in all."""
     from suite import compare as comparing
-    from suite.report import effects, scorecard
+    from suite.report import scorecard
+    from suite.report.verdicts import verdicts
 
     found = comparing.card(folder, report.frame, comparing.matching(experiment, schedulers))
-    if not found:
+    if not found.effects:
         return
-    show(scorecard.card(found))
-    for line in scorecard.totals(effects.verdicts(found)):
+    show(*scorecard.cards(found.effects))
+    for line in (*found.left_out, *scorecard.totals(verdicts(found.effects))):
         say(line)
-    say(f"effects: {scorecard.write(found, folder)}")
+    say(f"effects: {scorecard.write(found.effects, folder)}")

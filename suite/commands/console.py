@@ -12,6 +12,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
 WIDE = 160
 """Columns of a table that goes to a file or a pipe."""
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from suite.commands.console import complain, progress, say, show
+from suite.commands.console import INTERRUPTED, complain, progress, say, show
 
 if TYPE_CHECKING:
     from suite.reproduce.reproduction import Reproduction
-
-INTERRUPTED = 130
 
 
 def reproduce(

@@ -13,6 +13,7 @@ import pandas as pd
 
 from suite.metrics.backlog import Backlog, Gap, Pair, extremes, so_far
 from suite.metrics.bounds import Bound, bound
+from suite.metrics.fates import starved
 from suite.metrics.service import DEFAULT_WEIGHTS, KINDS, Floats
 from suite.results import Run
 
@@ -32,7 +33,8 @@ def audit(run: Run) -> dict[str, Value]:
     """`COLUMNS` of a run; None where there is nothing to say.
 
     backlogged_gap_*    widest gap in normalised service, weights 1 and 2, over all intervals in which two
-                        clients are backlogged
+                        clients are backlogged; None where a request starved, as whom a scheduler serves at
+                        once is not backlogged beside those whom it never serves
     bound_service       the service that the policy charges: "actual" or "client"
     bound, bound_gap    of the pair that comes nearest to its bound, on the policy's own weights
     bound_held          whether the gap is within the bound
@@ -43,6 +45,8 @@ def audit(run: Run) -> dict[str, Value]:
     backlog = Backlog(run.requests, run.service)
     row: dict[str, Value] = dict.fromkeys(COLUMNS)
     for kind in KINDS:
+        if len(starved(run.requests)):
+            continue
         gap = backlog.widest(backlog.normalised(kind, DEFAULT_WEIGHTS))
         row[f"backlogged_gap_{kind}"] = gap.size if gap else None
     row["bound_pairs"] = _pairs(backlog)
@@ -54,11 +58,13 @@ def curve(run: Run) -> pd.DataFrame | None:
 
     Columns time (s), gap: the largest difference in normalised service over all sub-intervals that end then,
     so its peak is `bound_gap` and it passes the bound just when the bound is broken; bound; client, other:
-    the pair. Without a bound (NaN) it is the pair with the widest gap in actual service. None if no two
-    clients were ever backlogged at once.
+    the pair. Without a bound (NaN) it is the pair with the widest gap in actual service, if no request
+    starved. None if there is no such pair.
     """
-    backlog = Backlog(run.requests, run.service)
     limit = bound(run)
+    if isinstance(limit, str) and len(starved(run.requests)):
+        return None
+    backlog = Backlog(run.requests, run.service)
     totals, gap = _worst(backlog, limit)
     if gap is None:
         return None

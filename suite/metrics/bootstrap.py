@@ -164,30 +164,33 @@ def estimate(value: float, resampled: Floats, units: int) -> Estimate:
     return Estimate(value, error, units - 1)
 
 
-FEWEST = 6
+FEWEST = 10
 """Estimates of one kind from which on their errors are held against each other."""
 
 
-def moderated(estimates: Sequence[Estimate]) -> list[Estimate]:
+def moderated(estimates: Sequence[Estimate], groups: int) -> list[Estimate]:
     """Estimates of one kind, each error drawn towards what is usual among them.
 
     Three seeds tell little of their own spread; many settings of three seeds tell what spread is usual, and
     how much it varies. Each variance becomes the mean of its own and the usual one, weighted by their degrees
-    of freedom, and has the sum of these, at most that of all estimates. Fewer than `FEWEST` stay as they are,
-    and so do those without spread. Source: Smyth, Linear Models and Empirical Bayes Methods, Statistical
-    Applications in Genetics and Molecular Biology 3 (2004), section 6.2.
+    of freedom, and has the sum of these. Estimates of one group share runs, the candidate's, so they tell of
+    one spread only: together they have the freedom of `groups` estimates, and nothing has more. Fewer than
+    `FEWEST` stay as they are, and so do those without spread. Source: Smyth, Linear Models and Empirical
+    Bayes Methods, Statistical Applications in Genetics and Molecular Biology 3 (2004), section 6.2.
     """
     some = [one for one in estimates if one.error > 0]
     if len(some) < FEWEST:
         return list(estimates)
     own = np.array([one.freedom for one in some], float)
     usual, weight = _usual(np.array([one.error for one in some]) ** 2, own)
+    most = groups * float(own.mean())
+    weight = min(weight, most)
 
     def drawn(one: Estimate) -> Estimate:
         if one.error == 0:
             return one
         variance = (weight * usual + one.freedom * one.error**2) / (weight + one.freedom)
-        return Estimate(one.value, variance**0.5, min(weight + one.freedom, float(own.sum())))
+        return Estimate(one.value, variance**0.5, max(one.freedom, min(weight + one.freedom, most)))
 
     return [drawn(one) for one in estimates]
 

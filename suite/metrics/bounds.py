@@ -17,9 +17,9 @@ than it ever holds. VTC's paper has max(w_e L, w_q M), with an M that counts the
 
 Weights w_f: the papers prove the bounds for equal ones. VTC divides each charge by its client's weight, so
 client f's counter, which is its normalised service, may overshoot the least by U/w_f instead of U. Our DLPM
-multiplies f's quantum by w_f: after K refills its service is within max(w_f Q_u, U) of K w_f Q_u (Lemma A.1),
-and so its normalised service within max(Q_u, U/w_f) <= Q_u + U/w_f of K Q_u. The sum over both clients is the
-bound.
+multiplies f's quantum by w_f and refills all alike that wait: f's deficit over w_f is always between -U/w_f
+and Q_u, so that in an interval with K refills its normalised service is within Q_u + U/w_f of K Q_u. The sum
+over both clients is the bound.
 """
 
 from __future__ import annotations

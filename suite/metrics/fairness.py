@@ -17,6 +17,7 @@ from suite.metrics.service import (
     Floats,
     Kind,
     Weights,
+    asked,
     cost,
     received,
 )
@@ -35,9 +36,9 @@ def jain(x: ArrayLike) -> float | None:
 
 
 def gap(x: ArrayLike) -> float | None:
-    """Largest pairwise difference, max_ij |x_i - x_j|, in the unit of x; None if there are no clients."""
+    """Largest pairwise difference, max_ij |x_i - x_j|, in the unit of x; as `jain`, None if all are zero."""
     values = np.asarray(x, float)
-    return float(np.ptp(values)) if values.size else None
+    return float(np.ptp(values)) if values.any() else None
 
 
 def normalised(curves: Curves, window: Window, client_weights: pd.Series[float]) -> pd.Series[float]:
@@ -92,14 +93,15 @@ def demand(
     """What each client could have used in the window: what it got there, and what it still lacked at the end.
 
     Lacking is the cost of all requests it had sent by the end of the window less all service it had had by
-    then. Rejected and cancelled requests are no demand. Of a starved one only the prompt is: how much output
-    it would have made is not known, so a starved client's demand is understated.
+    then. Rejected and cancelled requests are no demand; a starved one has the usual output (see
+    `service.asked`).
     """
     wanted = requests["status"].isin(("finished", "failed", "starved"))
-    sent = requests[wanted & (requests["arrival"] < window.end)]
-    asked = cost(sent, kind, weights).groupby(sent["client"]).sum().reindex(list(curves), fill_value=0.0)
+    sent = asked(requests[wanted])
+    sent = sent[sent["arrival"] < window.end]
+    costs = cost(sent, kind, weights).groupby(sent["client"]).sum().reindex(list(curves), fill_value=0.0)
     had = pd.Series({client: float(curve.before(window.end)) for client, curve in curves.items()})
-    return received(curves, window.intervals) + (asked - had).clip(lower=0.0)
+    return received(curves, window.intervals) + (costs - had).clip(lower=0.0)
 
 
 def jain_entitled(

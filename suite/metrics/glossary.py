@@ -189,11 +189,11 @@ GLOSSARY = (
         "1/n to 1",
         "max-min fairness: Bertsekas and Gallager, Data Networks, section 6.5.2",
         "when in the window a client was served; what a cache-blind scheduler failed to deliver to all "
-        "alike; the output that starved requests would have made is no demand, as nobody knows it",
+        "alike; a starved request's output is unknown and taken for its client's average, or that of all",
     ),
     Metric(
         f"gap_{_KIND}_{_WINDOW}",
-        "max_ij |x_i - x_j|, x = service / client weight",
+        "max_ij |x_i - x_j|, x = service / client weight; none where all are zero",
         "as named",
         "service units",
         "the quantity bounded by DLPM Theorem 4.1 and VTC Theorem 4.4 (there over one backlogged interval)",
@@ -210,12 +210,13 @@ GLOSSARY = (
     ),
     Metric(
         f"backlogged_gap_{_KIND}",
-        "max over pairs of clients and intervals of |x_i - x_j|, x = service / client weight in the interval",
+        "max over pairs of clients and intervals of |x_i - x_j|, x = service / client weight in the "
+        "interval; none where a request starved",
         "every interval in which both have a request waiting for its first admission",
         "service units",
         f"DLPM, Theorem 4.1; {_VTC}, Theorem 4.4",
-        "clients that are never backlogged: a scheduler that serves one client at once and lets the others "
-        "starve has no gap here (Jain's index and the latencies show it); how often it comes near",
+        "clients that are never backlogged: whom a scheduler serves at once has no gap to those who wait "
+        "(Jain's index and the latencies show it); how often it comes near",
     ),
     Metric(
         "bound_service bound bound_gap",
@@ -244,7 +245,8 @@ GLOSSARY = (
         "60 s windows from k (T - 30 s) / 20, k = 1 .. 19, T = last arrival",
         "service units / s (variance: squared)",
         f"{_VTC}, section 5.1 and artifact",
-        "prompt work is dated after the first token; aborted requests vanish; windows are closed and overlap",
+        "prompt work is dated after the first token; aborted requests vanish; windows are closed and "
+        "overlap; a starved request's output is taken for its client's average, or that of all",
     ),
     Metric(
         f"{_GROUP}ttft_{_STATISTIC}",

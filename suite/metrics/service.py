@@ -96,3 +96,14 @@ def cost(requests: pd.DataFrame, kind: Kind, weights: Weights = DEFAULT_WEIGHTS)
     if kind == "actual":
         prompt = prompt - requests["cached_tokens"]
     return weights.input * prompt + weights.output * requests["output_tokens"]
+
+
+def asked(requests: pd.DataFrame) -> pd.DataFrame:
+    """The requests with the output that they asked for, as far as it is known.
+
+    Of one that did not finish it is not: it stands for as much as the finished ones of its client have on
+    average, or those of all clients if its own has none.
+    """
+    made = requests["output_tokens"].where(requests["status"] == "finished")
+    usual = made.groupby(requests["client"]).transform("mean").fillna(made.mean())
+    return requests.assign(output_tokens=made.fillna(usual).fillna(0.0))

@@ -162,9 +162,10 @@ def _window(run: Run) -> Check:
     """How long all clients were active, in which Jain's index is taken; a short one is not ranked by."""
     name, limit = "all clients active", f"note: {SHORT:.0%} to rank Jain by"
     window, whole = windows(run.requests)["all_active"], makespan(run.requests)
-    if window.reason is not None or not whole:
-        return Check(name, f"never: {window.reason}" if window.reason else "never", limit)
-    return Check(name, f"{window.seconds:.3g} s, {window.seconds / whole:.0%} of the makespan", limit)
+    if window.reason is not None:
+        return Check(name, f"never: {window.reason}", limit)
+    share = f"{window.seconds / whole:.0%} of the makespan" if whole else "and no request was served"
+    return Check(name, f"{window.seconds:.3g} s, {share}", limit)
 
 
 def _judged(manifest: Manifest) -> Check:

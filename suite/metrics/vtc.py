@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from suite.metrics.service import DEFAULT_WEIGHTS, Floats, Weights, cost
+from suite.metrics.service import DEFAULT_WEIGHTS, Floats, Weights, asked, cost
 
 WINDOW = 60.0
 WARM_UP = 30.0
@@ -44,17 +44,17 @@ def service_difference(
     s_j is the service rate client j received in the window, r_j the rate it requested there by arrivals, both
     in service units per second of client service. `requests` has the columns client, arrival, first_token,
     finish, prompt_tokens, output_tokens, status; requests without a first token (aborted) are dropped, as in
-    the artifact, but not the starved and failed: their prompts were requested and not received. `starts` must
-    not be empty, nor all requests dropped.
+    the artifact, but not the starved and failed: what they asked for (see `service.asked`) was not received.
+    `starts` must not be empty, nor all requests dropped.
     """
     served = requests[requests["first_token"].notna() | requests["status"].isin(("starved", "failed"))]
     clients = pd.factorize(served["client"])[0]
-    costs = cost(served, "client", weights).to_numpy(float)
+    costs = cost(asked(served), "client", weights).to_numpy(float)
     arrivals = served["arrival"].to_numpy(float)
 
     def difference(start: float) -> float:
-        asked = (arrivals >= start) & (arrivals <= start + window)
-        r = np.bincount(clients, costs * asked) / window
+        sent = (arrivals >= start) & (arrivals <= start + window)
+        r = np.bincount(clients, costs * sent) / window
         s = np.bincount(clients, costs * _share_within(served, start, start + window)) / window
         return float(np.minimum(s.max() - s, np.abs(r - s)).sum())
 

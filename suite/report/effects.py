@@ -1,14 +1,16 @@
 """Candidate against baselines: the ratio of each number, its interval, and a verdict a person can read.
 
 The ratio is that of the means over seeds. Its interval comes from a paired bootstrap (`suite.metrics.paired`)
-and from Student's t with one degree of freedom less than there are seeds, and more where several settings or
-baselines tell what spread is usual (`suite.metrics.bootstrap.moderated`). A comparison makes many intervals,
-metrics x settings x baselines; their level is such that of those that exclude 1, 5 % may be wrong on average,
-and Bonferroni's where none does (`suite.metrics.bootstrap.level`). "wins" and "loses" mean that the interval
+and from Student's t with one degree of freedom less than there are seeds, more where several settings tell
+what spread is usual (`suite.metrics.bootstrap.moderated`). A comparison makes many intervals, metrics x
+settings x baselines; their level is such that of those that exclude 1, 5 % may be wrong on average, and
+Bonferroni's where none does (`suite.metrics.bootstrap.level`). "wins" and "loses" mean that the interval
 excludes 1 on the good or the bad side.
 
 Some verdicts need no interval, and have none: a candidate that breaks off, starves requests or is otherwise
-not valid where the baseline is loses; a latency that is infinite for one arm loses to one that is not.
+not valid where the baseline is loses; a latency that is infinite for one arm loses to one that is not. A
+candidate whose run failed where the baseline's did not loses; a baseline whose run failed is not won against.
+`suite.report.verdicts` sums up by setting.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from suite.metrics.bootstrap import ALPHA, Estimate, level, moderated
 from suite.metrics.paired import SOONER, Pairs, Sample
 from suite.metrics.summary import Value
 from suite.metrics.validity import SHORT
-from suite.report.experiment import Cell, Experiment
+from suite.report.experiment import Cell, Experiment, Failure
 
 Word: TypeAlias = Literal["wins", "loses", "no difference seen", "none"]
 
@@ -106,18 +108,22 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One candidate beside one baseline in one setting: the runs of the seeds that both have, by seed."""
+    """One candidate beside one baseline in one setting: the runs of the seeds that both have, by seed.
+
+    `failed` says why the candidate, and why the baseline, failed under a seed that the other finished.
+    """
 
     setting: str
     candidate: str
     baseline: str
     runs: Mapping[int, tuple[Sample, Sample]]
+    failed: tuple[str | None, str | None] = (None, None)
 
 
 def effects(
     experiment: Experiment, frame: pd.DataFrame, candidate: str, baselines: Sequence[str]
 ) -> list[Effect]:
-    """Every metric of the candidate against each baseline in each setting where both have a seed in common.
+    """Every metric of the candidate against each baseline in each setting.
 
     `frame` is what `tables.collected` returns of the experiment; candidate and baselines are schedulers as it
     shows them.
@@ -131,14 +137,22 @@ def comparisons(
     """What there is to compare, see `effects`."""
     rows = {str(row["cell"]): _summary(row) for _, row in frame.iterrows()}
     found = []
-    for setting in experiment.settings:
+    for setting in dict.fromkeys((*experiment.settings, *(one.setting for one in experiment.failed))):
         cells = experiment.by_scheduler(setting)
         arms = {name: _arm(cells.get(name, []), rows) for name in (candidate, *baselines)}
         for baseline in baselines:
             ours, theirs = arms[candidate], arms[baseline]
-            runs = {seed: (ours[seed], theirs[seed]) for seed in ours if seed in theirs}
-            found += [Comparison(setting, candidate, baseline, runs)] if runs else []
+            runs = {seed: (ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
+            failures = [one for one in experiment.failed if one.setting == setting]
+            failed = _failed(failures, candidate, theirs), _failed(failures, baseline, ours)
+            found.append(Comparison(setting, candidate, baseline, runs, failed))
     return found
+
+
+def _failed(failures: Iterable[Failure], scheduler: str, others: Mapping[int, Sample]) -> str | None:
+    """Why the scheduler failed under a seed under which the other did not."""
+    own = (one for one in failures if one.scheduler == scheduler and one.seed in others)
+    return next((f"failed: {one.reason} (seed {one.seed})" for one in own), None)
 
 
 def _arm(cells: Iterable[Cell], rows: Mapping[str, Mapping[str, Value]]) -> dict[int, Sample]:
@@ -158,18 +172,28 @@ def compared(comparisons: Sequence[Comparison]) -> list[Effect]:
     found = [_effect(metric, comparison) for comparison in comparisons for metric in METRICS]
     estimates = _moderated(found)
     alpha = level(list(estimates.values()))
-    return [
+    judged = [
         _judged(effect, estimates[i], alpha, ALPHA / len(estimates)) if i in estimates else effect
         for i, (effect, _) in enumerate(found)
     ]
+    each = (comparison for comparison in comparisons for _ in METRICS)
+    return [_withheld(effect, *comparison.failed) for effect, comparison in zip(judged, each, strict=True)]
+
+
+def _withheld(effect: Effect, ours: str | None, theirs: str | None) -> Effect:
+    """The effect without its win, if the baseline failed: it may have failed where it would have won."""
+    if effect.verdict != "wins" or theirs is None:
+        return effect
+    return replace(effect, verdict="none", reason=f"{effect.baseline} {theirs}")
 
 
 def _moderated(found: Sequence[tuple[Effect, Estimate | None]]) -> dict[int, Estimate]:
-    """The estimates by place, those of one metric moderated together."""
+    """The estimates by place, those of one metric moderated together, a group a setting."""
     drawn: dict[int, Estimate] = {}
     for metric in METRICS:
         own = {i: one for i, (effect, one) in enumerate(found) if one and effect.metric == metric.column}
-        drawn.update(zip(own, moderated(list(own.values())), strict=True))
+        settings = len({found[i][0].setting for i in own})
+        drawn.update(zip(own, moderated(list(own.values()), settings), strict=True))
     return drawn
 
 
@@ -205,7 +229,7 @@ def _effect(metric: Metric, comparison: Comparison) -> tuple[Effect, Estimate | 
 
 
 _NO_PAIRS = "the arms replayed different traces, or no well-behaved client had a request"
-_NO_NUMBER = "it is infinite or 0 in many resamples: too few requests were served"
+_NO_NUMBER = "no finite ratio in many resamples: one of the two is 0, infinite or missing there"
 
 
 def _described(metric: Metric, comparison: Comparison, pairs: Pairs) -> Effect:
@@ -263,12 +287,24 @@ _Settled: TypeAlias = tuple[Word, str] | None
 def _settled(metric: Metric, comparison: Comparison, pairs: Pairs) -> _Settled:
     """The verdict and its reason where there is no interval to be made."""
     return (
-        _not_valid(comparison)
+        _broken(comparison)
+        or _not_valid(comparison)
         or _starving(metric, comparison)
         or _missing(metric, comparison, pairs)
         or _infinite(metric, comparison, pairs)
         or _too_little(metric, pairs)
     )
+
+
+def _broken(comparison: Comparison) -> _Settled:
+    """A candidate that failed loses; where no runs are left to compare, nothing is said."""
+    ours, theirs = comparison.failed
+    if ours is not None:
+        return "loses", ours
+    if not comparison.runs:
+        none = "no seed under which both were run to their end"
+        return "none", none if theirs is None else f"{comparison.baseline} {theirs}"
+    return None
 
 
 def _not_valid(comparison: Comparison) -> _Settled:
@@ -277,7 +313,6 @@ def _not_valid(comparison: Comparison) -> _Settled:
         if ours.summary["invalid"] and not theirs.summary["invalid"]:
             return "loses", f"not valid under seed {seed}: {ours.summary['invalid']}"
     if not any(_valid(pair) for pair in comparison.runs.values()):
-        _, theirs = next(iter(comparison.runs.values()))
         return "none", f"{comparison.baseline} is not valid: {theirs.summary['invalid']}"
     return None
 
@@ -332,67 +367,3 @@ def _too_little(metric: Metric, pairs: Pairs) -> _Settled:
     if len(pairs) == 1 and paired.needs_seeds(metric.column):
         return "none", "one seed: a number of the whole run needs two or more"
     return None
-
-
-# -- verdicts by setting ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is to be said of a candidate against one baseline in one setting.
-
-    `word` goes by the metrics in `MAIN`: "wins" wins some and loses none, "loses" the other way round, "wins
-    and loses" does both, "no difference seen" neither, "cannot be said" has none of them.
-    """
-
-    setting: str
-    candidate: str
-    baseline: str
-    word: str
-    sentence: str
-
-
-def verdicts(effects: Sequence[Effect]) -> list[Verdict]:
-    """One verdict per setting, candidate and baseline, in the order of the effects."""
-    groups: dict[tuple[str, str, str], list[Effect]] = {}
-    for effect in effects:
-        groups.setdefault((effect.setting, effect.candidate, effect.baseline), []).append(effect)
-    return [Verdict(*key, _word(group), _sentence(*key, group)) for key, group in groups.items()]
-
-
-def _word(group: Sequence[Effect]) -> str:
-    found = {effect.verdict for effect in group if effect.metric in MAIN}
-    if {"wins", "loses"} <= found:
-        return "wins and loses"
-    return next((word for word in ("wins", "loses", "no difference seen") if word in found), "cannot be said")
-
-
-def _sentence(setting: str, candidate: str, baseline: str, group: Sequence[Effect]) -> str:
-    """What is better and by how much, what is worse, what is neither, and what cannot be compared."""
-    by_verdict: dict[str, list[str]] = {}
-    for effect in group:
-        by_verdict.setdefault(effect.verdict, []).append(_phrase(effect))
-    parts = [
-        f"{heading} {', '.join(by_verdict[verdict])}"
-        for verdict, heading in _HEADINGS.items()
-        if verdict in by_verdict
-    ]
-    word = _word(group)
-    lead = "" if parts[0].startswith(word) else f"{word}: "
-    return f"{candidate} against {baseline} on {setting}: {lead}{'; '.join(parts)}"
-
-
-_HEADINGS = {
-    "wins": "better in",
-    "loses": "worse in",
-    "no difference seen": "no difference seen in",
-    "none": "not compared in",
-}
-
-
-def _phrase(effect: Effect) -> str:
-    if effect.verdict == "no difference seen":
-        return effect.title
-    if effect.verdict == "none" or effect.low is None:
-        return f"{effect.title} ({effect.reason})"
-    return f"{effect.title} {effect.shown}"

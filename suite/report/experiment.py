@@ -50,9 +50,33 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A cell that failed and is not finished: its folder's name, its labels, and why."""
+
+    cell: str
+    labels: dict[str, Any]
+    reason: str
+
+    @property
+    def setting(self) -> str:
+        """As of a `Cell`."""
+        return setting_of(self.labels)
+
+    @property
+    def scheduler(self) -> str:
+        """As of a `Cell`."""
+        return str(self.labels["scheduler"])
+
+    @property
+    def seed(self) -> int:
+        """The seed it failed under."""
+        return int(self.labels["seed"])
+
+
+@dataclass(frozen=True)
 class Experiment:
-    """A folder that `suite run` has written: its name, the command that made it, its cells in order, and the
-    latency goal it was given, if any.
+    """A folder that `suite run` has written: its name, the command that made it, its cells in order, the
+    latency goal it was given, if any, and the cells that failed.
     """
 
     folder: Path
@@ -60,15 +84,23 @@ class Experiment:
     command: str
     cells: tuple[Cell, ...]
     slo: Slo | None = None
+    failed: tuple[Failure, ...] = ()
 
     @cached_property
     def settings(self) -> tuple[str, ...]:
         """The settings in the order of the cells."""
         return tuple(dict.fromkeys(cell.setting for cell in self.cells))
 
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """The schedulers as shown, in the order of the cells; then those whose every cell failed."""
+        failed = (failure.scheduler for failure in self.failed)
+        return tuple(dict.fromkeys((*(cell.scheduler for cell in self.cells), *failed)))
+
     def only(self, names: Collection[str]) -> Self:
-        """The experiment with no other cells than those of these folder names."""
-        return replace(self, cells=tuple(cell for cell in self.cells if cell.folder.name in names))
+        """The experiment with no other cells, finished or failed, than those of these folder names."""
+        cells = tuple(cell for cell in self.cells if cell.folder.name in names)
+        return replace(self, cells=cells, failed=tuple(one for one in self.failed if one.cell in names))
 
     def by_scheduler(self, setting: str) -> dict[str, list[Cell]]:
         """The cells of a setting by scheduler, schedulers in reading order."""
@@ -110,26 +142,43 @@ class _Index(BaseModel):
     command: str
     cells: list[str]
     slo: Slo | None = None
+    failed: list[Failure] = []
 
 
 def load(folder: Path) -> Experiment:
     """Read the index and all manifests. Raises `BadInput` naming what is missing or damaged."""
+    path, index = folder / "experiment.json", _index(folder)
+    if not index.cells:
+        raise BadInput(f"{path}: lists no finished cell; run the experiment again to finish some")
+    cells = tuple(_cell(folder / "cells" / name) for name in index.cells)
+    for failure in index.failed:
+        _check(failure.labels, path)
+    return Experiment(folder, index.name, index.command, cells, index.slo, tuple(index.failed))
+
+
+def failures(folder: Path) -> list[Failure]:
+    """The cells that the index lists as failed. Raises `BadInput` if there is no index that can be read."""
+    return _index(folder).failed
+
+
+def _index(folder: Path) -> _Index:
     path = folder / "experiment.json"
     try:
-        index = _Index.model_validate_json(path.read_text(encoding="utf-8"))
+        return _Index.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{folder}: not an experiment folder: {path.name} is missing") from None
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: not an index of an experiment: {str(error).splitlines()[0]}") from None
-    if not index.cells:
-        raise BadInput(f"{path}: lists no finished cell; run the experiment again to finish some")
-    cells = tuple(_cell(folder / "cells" / name) for name in index.cells)
-    return Experiment(folder, index.name, index.command, cells, index.slo)
 
 
 def _cell(folder: Path) -> Cell:
     manifest = results.read_manifest(folder)
-    missing = {"workload", "scheduler", "policy", "seed"} - set(manifest.labels)
-    if missing:
-        raise BadInput(f"{folder / 'manifest.json'}: labels miss {', '.join(sorted(missing))}")
+    _check(manifest.labels, folder / "manifest.json")
     return Cell(folder, manifest)
+
+
+def _check(labels: Mapping[str, Any], path: Path) -> None:
+    """Raises `BadInput` naming the file if labels lack what every cell has."""
+    missing = {"workload", "scheduler", "policy", "seed"} - set(labels)
+    if missing:
+        raise BadInput(f"{path}: labels miss {', '.join(sorted(missing))}")

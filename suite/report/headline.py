@@ -1,7 +1,7 @@
-"""The answer in words: who is fastest, who is fairest, at what price, and how sure that is.
+"""The answer in words: who is the fastest of the fair, at what price, and how sure that is.
 
 A scheduler that left requests unserved has no throughput and a Jain's index that says so; one without a valid
-run is not ranked. Neither is ever named as fastest or fairest.
+run is not ranked. Neither is ever named as the winner.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from dataclasses import dataclass
 import pandas as pd
 
 from suite.report import effects
-from suite.report.effects import Effect, Verdict
+from suite.report.effects import Effect
 from suite.report.experiment import Experiment
 from suite.report.tables import COLUMNS, REFERENCE, Column, aggregated, excluded, valid
+from suite.report.verdicts import Verdict, verdicts
 
 NEAR_FAIREST = 0.9
 """A scheduler whose Jain's index is at least this share of the fairest one's counts as fair."""
 
 ALIKE = 0.99
-"""Schedulers of which the last has at least this share of the first's number are called alike."""
+"""Fair schedulers of which the last has at least this share of the first's throughput are called alike."""
 
 _SERVICE, _JAIN, _TAIL = "client_service_per_s", "jain_client_all_active", "well_ttft_p99"
+_JAIN_ACTUAL = "jain_actual_backlogged"
 _SHOWN = {column.key: column for column in COLUMNS}
 
 
@@ -34,6 +36,7 @@ class Place:
     scheduler: str
     service: str
     jain: str
+    jain_actual: str
     tail: str
     fair: bool
     reason: str | None = None
@@ -43,15 +46,15 @@ class Place:
 class Headline:
     """What one setting shows.
 
-    `winner` is the fastest of the fair schedulers. It, `fairest` and `balanced` are None where no scheduler
-    has a Jain's index from a window long enough, `fastest` where none has a throughput.
+    `winner` is the fastest of the fair schedulers, `sentence` says how fast and how fair it is. Both are None
+    where no scheduler that served all has a Jain's index from a window long enough. `alike` is true if there
+    are other fair ones, all about as fast.
     """
 
     setting: str
-    fastest: str | None
-    fairest: str | None
-    balanced: str | None
     winner: str | None
+    sentence: str | None
+    alike: bool
     ranking: tuple[Place, ...]
 
 
@@ -72,15 +75,13 @@ def _headline(setting: str, table: pd.DataFrame, left_out: dict[str, str]) -> He
     served = table[table[_SERVICE].notna() & (table["starved"] == 0)]
     judged = served[served[_JAIN].notna() & ~served[f"{_JAIN}_short"].astype(bool)]
     fair = judged[judged[_JAIN] >= NEAR_FAIREST * judged[_JAIN].max()]
-    best = fair.sort_values(_SERVICE, ascending=False, kind="stable")
-    return Headline(
-        setting,
-        fastest=_first(served, _SERVICE),
-        fairest=_first(judged, _JAIN),
-        balanced=_first(fair, _SERVICE),
-        winner=None if best.empty else str(best["scheduler"].iloc[0]),
-        ranking=(*_places(table, set(fair["scheduler"])), *(_unranked(*item) for item in left_out.items())),
-    )
+    ranking = (*_places(table, set(fair["scheduler"])), *(_unranked(*item) for item in left_out.items()))
+    if fair.empty:
+        return Headline(setting, None, None, False, ranking)
+    best = fair.sort_values(_SERVICE, ascending=False, kind="stable").iloc[0]
+    alike = len(fair) > 1 and fair[_SERVICE].min() >= ALIKE * best[_SERVICE]
+    text = f"all {len(fair)} alike, e.g. {_sentence(best)}" if alike else _sentence(best)
+    return Headline(setting, str(best["scheduler"]), text, alike, ranking)
 
 
 def _places(table: pd.DataFrame, fair: set[str]) -> list[Place]:
@@ -92,6 +93,7 @@ def _places(table: pd.DataFrame, fair: set[str]) -> list[Place]:
             scheduler=str(row["scheduler"]),
             service=_shown(row, _SERVICE),
             jain=_shown(row, _JAIN),
+            jain_actual=_shown(row, _JAIN_ACTUAL),
             tail=_shown(row, _TAIL),
             fair=bool(row["fair"]),
         )
@@ -100,7 +102,7 @@ def _places(table: pd.DataFrame, fair: set[str]) -> list[Place]:
 
 
 def _unranked(scheduler: str, reason: str) -> Place:
-    return Place(scheduler, "", "", "", False, reason)
+    return Place(scheduler, "", "", "", "", False, reason)
 
 
 def _shown(row: pd.Series, key: str) -> str:
@@ -109,20 +111,11 @@ def _shown(row: pd.Series, key: str) -> str:
     return "none" if pd.isna(row[key]) else column.show(row[key]) + mark
 
 
-def _first(table: pd.DataFrame, key: str) -> str | None:
-    """Who has most of `key`, in a sentence that admits it where the others have as much."""
-    if table.empty:
-        return None
-    best = table.iloc[int(table[key].argmax())]
-    alike = len(table) > 1 and table[key].min() >= ALIKE * best[key]
-    return f"all {len(table)} alike, e.g. {_sentence(best)}" if alike else _sentence(best)
-
-
 def _sentence(row: pd.Series) -> str:
     text = f"{row['scheduler']}: {row[_SERVICE]:,.0f} service/s"
     if pd.notna(row["vs_reference"]) and row["scheduler"] != REFERENCE:
         text += f", {row['vs_reference']:.2f}x {REFERENCE}'s"
-    return f"{text}, at Jain {row[_JAIN]:.3f}" if pd.notna(row[_JAIN]) else f"{text}, Jain none"
+    return f"{text}, at Jain {row[_JAIN]:.3f}"
 
 
 # -- over all settings -----------------------------------------------------------------------------------
@@ -130,12 +123,14 @@ def _sentence(row: pd.Series) -> str:
 
 def answer(found: Sequence[Headline]) -> str:
     """Who wins in how many settings, in a sentence."""
-    wins = Counter(headline.winner for headline in found)
-    undecided = wins.pop(None, 0)
-    total = f"{len(found)} setting{'s' * (len(found) > 1)}"
-    if not wins:
+    judged = [headline for headline in found if headline.winner is not None]
+    if not judged:
         return "Nobody wins: no scheduler has a valid run that served all and can be judged for fairness."
+    wins = Counter(headline.winner for headline in judged if not headline.alike)
+    alike, undecided = sum(headline.alike for headline in judged), len(found) - len(judged)
+    total = f"{len(found)} setting{'s' * (len(found) > 1)}"
     parts = [f"{name} in {count}" for name, count in wins.most_common()]
+    parts += [f"all alike in {alike}"] if alike else []
     parts += [f"it cannot be said in {undecided}"] if undecided else []
     return f"The fastest of the fair schedulers, of {total}: {', '.join(parts)}."
 
@@ -173,7 +168,7 @@ class Against:
 def against(found: Sequence[Effect], setting: str) -> list[Against]:
     """The comparisons of a setting, one per other scheduler."""
     here = [effect for effect in found if effect.setting == setting]
-    return [Against(v.candidate, v.baseline, v.word, _ratios(here, v)) for v in effects.verdicts(here)]
+    return [Against(v.candidate, v.baseline, v.word, _ratios(here, v)) for v in verdicts(here)]
 
 
 def _ratios(found: Sequence[Effect], verdict: Verdict) -> str:

@@ -18,9 +18,10 @@ from suite.files import write_atomically
 from suite.metrics.glossary import GLOSSARY
 from suite.metrics.goodput import Slo
 from suite.report import headline, listings, parallel, tables
-from suite.report.effects import Effect, verdicts
+from suite.report.effects import Effect
 from suite.report.experiment import Cell, Experiment, load
 from suite.report.figures import DPI, MOST_DETAILED, Drawing, write_figures
+from suite.report.verdicts import verdicts
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def render(
         caption=tables.CAPTION,
         rows=tables.rows(frame),
         excluded=tables.excluded(frame),
-        warnings=tables.warnings(frame),
+        warnings=[*_failed(experiment), *tables.warnings(frame)],
         reasons=tables.reasons(frame),
         verdicts=verdicts(found),
         main=[_figure(drawing) for drawing in drawings if drawing.setting is None],
@@ -82,6 +83,11 @@ def render(
         facts={cell.folder.name: _facts(cell) for cell in experiment.cells},
         glossary=GLOSSARY,
     )  # fmt: skip
+
+
+def _failed(experiment: Experiment) -> list[str]:
+    """A sentence per cell that failed, of which there is no run to show."""
+    return [f"failed: {one.cell}: {one.reason}" for one in experiment.failed]
 
 
 def _environment() -> jinja2.Environment:

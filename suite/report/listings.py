@@ -120,7 +120,8 @@ def _audited(row: pd.Series[Any]) -> Iterator[Item]:
     broken = not row["bound_held"]
     yield Item(str(row["bound_service"]))
     yield from (_item(row["bound_gap"]), _item(row["bound"]), _item(row["bound_gap"] / row["bound"]))
-    yield Item("no" if broken else "yes", alarm=broken)
+    looked = f" ({row['bound_pairs']})" if pd.notna(row["bound_pairs"]) else ""
+    yield Item(("no" if broken else "yes") + looked, alarm=broken)
     yield Item(str(row["bound_window"]) if broken else "")
 
 

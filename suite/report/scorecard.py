@@ -13,10 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from suite.files import write_atomically
-from suite.report.effects import MAIN, METRICS, Effect, Verdict, verdicts
+from suite.report.effects import MAIN, METRICS, Effect
+from suite.report.verdicts import Verdict, verdicts
 
 _STYLES = {"wins": "bold green", "loses": "bold red", "wins and loses": "yellow"}
 _SIGNS = {"wins": "+", "loses": "-", "no difference seen": " ", "none": " "}
+
+MOST_COLUMNS = 4
+"""Baselines that stand side by side in a score card; more of them stand below each other."""
 
 _TITLES = [metric.title for metric in METRICS if metric.column in MAIN]
 
@@ -58,30 +62,66 @@ def _value(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def card(effects: Sequence[Effect]) -> Table:
-    """One line per setting: against each baseline the word and the ratios of the metrics that decide it."""
-    found = {(one.setting, one.candidate, one.baseline): one for one in verdicts(effects)}
-    pairs = dict.fromkeys((candidate, baseline) for _, candidate, baseline in found)
-    shown = Table(title="score card", title_justify="left", caption=_CAPTION, caption_justify="left")
-    shown.add_column("setting", overflow="fold")
-    for candidate, baseline in pairs:
+def cards(effects: Sequence[Effect]) -> list[Table]:
+    """The score card, a table a candidate: per setting, against each baseline, the word and the ratios of the
+    metrics that decide it.
+    """
+    shown = []
+    for candidate in dict.fromkeys(effect.candidate for effect in effects):
+        own = [effect for effect in effects if effect.candidate == candidate]
+        few = len({effect.baseline for effect in own}) <= MOST_COLUMNS
+        shown.append(_side_by_side(candidate, own) if few else _one_below_the_other(candidate, own))
+    if shown:
+        shown[-1].caption = _CAPTION
+    return shown
+
+
+def _side_by_side(candidate: str, effects: Sequence[Effect]) -> Table:
+    """A line per setting, a column per baseline."""
+    found = {(one.setting, one.baseline): one for one in verdicts(effects)}
+    baselines = list(dict.fromkeys(baseline for _, baseline in found))
+    shown = _empty("score card")
+    for baseline in baselines:
         shown.add_column(Text(f"{candidate}\nagainst {baseline}"))
-    for setting in dict.fromkeys(setting for setting, _, _ in found):
-        cells = (_cell(effects, found.get((setting, *pair))) for pair in pairs)
+    for setting in dict.fromkeys(setting for setting, _ in found):
+        words = (found[setting, baseline] for baseline in baselines)
+        cells = (_word(one) + "\n" + " ".join(_ratios(effects, one)) for one in words)
         shown.add_row(Text(setting), *cells)
     return shown
 
 
-def _cell(effects: Sequence[Effect], verdict: Verdict | None) -> Text:
-    if verdict is None:
-        return Text("not run")
+def _one_below_the_other(candidate: str, effects: Sequence[Effect]) -> Table:
+    """A line per setting and baseline, a column per metric."""
+    shown = _empty(f"score card: {candidate}")
+    for heading in ("against", "", *_TITLES):
+        shown.add_column(Text(heading))
+    setting = None
+    for one in verdicts(effects):
+        first, setting = one.setting != setting, one.setting
+        if first:
+            shown.add_section()
+        ratios = map(Text, _ratios(effects, one))
+        shown.add_row(Text(one.setting if first else ""), Text(one.baseline), _word(one), *ratios)
+    return shown
+
+
+def _empty(title: str) -> Table:
+    shown = Table(title=Text(title), title_justify="left", caption_justify="left")
+    shown.add_column("setting", overflow="fold")
+    return shown
+
+
+def _word(verdict: Verdict) -> Text:
+    return Text(verdict.word, style=_STYLES.get(verdict.word, ""))
+
+
+def _ratios(effects: Sequence[Effect], verdict: Verdict) -> list[str]:
     key = verdict.setting, verdict.candidate, verdict.baseline
-    ratios = (
+    return [
         _ratio(one)
         for one in effects
         if (one.setting, one.candidate, one.baseline) == key and one.metric in MAIN
-    )
-    return Text(f"{verdict.word}\n", style=_STYLES.get(verdict.word, "")) + Text(" ".join(ratios))
+    ]
 
 
 def _ratio(effect: Effect) -> str:

@@ -45,8 +45,9 @@ ASSUMPTIONS = """
   verified against the engine, which was not run here.
 - *Slowed* is the same with every step longer by one factor: the ratio of the median time per output token of
   the authors' FCFS overload run (Fig. 3) to ours of the same run. No value of Table 2 goes into it.
-- Every step takes a random time with a coefficient of variation of 5 %, an assumption, under five seeds: ±
-  is the standard deviation over them, so it says how much of a deviation may be chance.
+- Every step, or stretch of decode steps that is taken at once, takes a random time with a coefficient of
+  variation of 5 %, an assumption, under five seeds: ± is the standard deviation over them, so it says how
+  much of a deviation may be chance.
 - `vtc` is the suite's, with both branches of the paper's counter lift; the artifact's code lacks the one for
   an empty queue.
 """

@@ -119,8 +119,8 @@ def orders(values: Sequence[Value]) -> str:
 
 
 def has_order(values: Iterable[Value]) -> bool:
-    """Whether the values, each with one of the paper, are in the paper's order; equal ones are in any."""
-    ours = [value.ours for value in sorted(values, key=lambda value: value.paper or 0.0)]
+    """Whether the values, each with one of the paper, are in the paper's order, ties in any."""
+    ours = [value.ours for value in sorted(values, key=lambda value: (value.paper or 0.0, value.ours))]
     return ours == sorted(ours)
 
 

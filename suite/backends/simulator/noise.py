@@ -34,9 +34,9 @@ class Noise(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cv: float = Field(ge=0, allow_inf_nan=False)
+    cv: float = Field(ge=0, le=10)
     seed: int = 0
-    slowdown: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    slowdown: float = Field(default=1.0, ge=0.001, le=1000)
 
     def factors(self, trace: str) -> Iterator[float]:
         """An endless stream of factors for the trace with this digest."""

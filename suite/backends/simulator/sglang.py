@@ -39,6 +39,9 @@ class SGLangEngine(Engine):
         """Tokens that running requests may still generate and this batch's requests will take."""
         self._unallocated = 0
         """Tokens of this batch that are promised and not yet taken."""
+        self._stalled = False
+        """Whether decoding has stood still for a prefill: its next step is taken alone, so that the streams
+        have the wait as one gap and not spread over a stretch."""
 
     def _fits(self, live: Live) -> bool:
         return live.prompt_tokens + max(live.output_tokens + 1, LEAST_ROOM) < self.pool.capacity
@@ -50,13 +53,15 @@ class SGLangEngine(Engine):
             self.pool.take(self._unallocated)
             alone = not self.batch.members
             self._compute(work, decode=False)
+            self._stalled = True
             if self.chunked or alone:
                 self._full = False
         elif self.batch.members:
             self._retract()
             self.pool.take(len(self.batch.members))
             undecided = self.chunked or (self.waiting and not self._full)
-            self._decode(1 if undecided else self._stretch())
+            self._decode(1 if undecided or self._stalled else self._stretch())
+            self._stalled = False
         else:
             self._idle()
 

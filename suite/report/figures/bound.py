@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from suite.metrics.audit import curve
+from suite.metrics.audit import ROUNDING, curve
 from suite.report import style
 from suite.report.figures.parts import Plot, Runs, finite, handle, legend, policy_of, say_where_empty
 
@@ -65,7 +65,7 @@ def _panel(axes: Axes, course: pd.DataFrame, look: style.Look) -> None:
 
 
 def _broken(course: pd.DataFrame) -> pd.Series[bool]:
-    return course["gap"] > course["bound"]
+    return course["gap"] > course["bound"] * (1 + ROUNDING)
 
 
 def _handles(broken: bool) -> dict[str, Line2D | Patch]:

@@ -137,7 +137,12 @@ def share_axes(figure: Figure) -> None:
 
 
 def log_y(axes: Axes) -> None:
-    """A logarithmic scale with plain numbers at its ticks; at least a factor of four high."""
+    """A logarithmic scale with plain numbers at its ticks; at least a factor of four high.
+
+    The axes stay as they are where nothing positive is drawn.
+    """
+    if np.isinf(axes.dataLim.minposy):
+        return
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PlainLog())
     axes.yaxis.set_minor_formatter(PlainLog(minor_thresholds=(1, 0.4)))
@@ -148,7 +153,12 @@ def log_y(axes: Axes) -> None:
 
 
 def log_x(axes: Axes) -> None:
-    """A logarithmic scale with plain numbers at the powers of ten, and between them where these are few."""
+    """A logarithmic scale with plain numbers at the powers of ten, and between them where these are few.
+
+    The axes stay as they are where nothing positive is drawn.
+    """
+    if np.isinf(axes.dataLim.minposx):
+        return
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     wide = high > 30 * low
