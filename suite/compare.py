@@ -85,7 +85,7 @@ def card(folder: Path, frame: pd.DataFrame, candidates: Sequence[str]) -> Compar
     """
     experiment = folders.load(folder)
     others = [name for name in experiment.schedulers if name not in candidates]
-    found = [one for name in candidates for one in effects.comparisons(experiment, frame, name, others)]
+    found = effects.comparisons(experiment, frame, candidates, others)
     return Compared(effects.compared(found), _left_out(experiment, frame))
 
 

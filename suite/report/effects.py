@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -128,25 +129,38 @@ def effects(
     `frame` is what `tables.collected` returns of the experiment; candidate and baselines are schedulers as it
     shows them.
     """
-    return compared(comparisons(experiment, frame, candidate, baselines))
+    return compared(comparisons(experiment, frame, [candidate], baselines))
 
 
 def comparisons(
-    experiment: Experiment, frame: pd.DataFrame, candidate: str, baselines: Sequence[str]
+    experiment: Experiment, frame: pd.DataFrame, candidates: Sequence[str], baselines: Sequence[str]
 ) -> list[Comparison]:
-    """What there is to compare, see `effects`."""
+    """What there is to compare, candidate by candidate, see `effects`. Each run is read once."""
     rows = {str(row["cell"]): _summary(row) for _, row in frame.iterrows()}
-    found = []
-    for setting in dict.fromkeys((*experiment.settings, *(one.setting for one in experiment.failed))):
+    arms: dict[tuple[str, str], dict[int, Sample]] = {}
+    settings = list(dict.fromkeys((*experiment.settings, *(one.setting for one in experiment.failed))))
+    for setting in settings:
         cells = experiment.by_scheduler(setting)
-        arms = {name: _arm(cells.get(name, []), rows) for name in (candidate, *baselines)}
-        for baseline in baselines:
-            ours, theirs = arms[candidate], arms[baseline]
-            runs = {seed: (ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
-            failures = [one for one in experiment.failed if one.setting == setting]
-            failed = _failed(failures, candidate, theirs), _failed(failures, baseline, ours)
-            found.append(Comparison(setting, candidate, baseline, runs, failed))
-    return found
+        for name in (*candidates, *baselines):
+            arms[setting, name] = _arm(cells.get(name, []), rows)
+    return [
+        _comparison(setting, candidate, baseline, arms, experiment.failed)
+        for candidate, setting, baseline in product(candidates, settings, baselines)
+    ]
+
+
+def _comparison(
+    setting: str,
+    candidate: str,
+    baseline: str,
+    arms: Mapping[tuple[str, str], Mapping[int, Sample]],
+    failures: Iterable[Failure],
+) -> Comparison:
+    ours, theirs = arms[setting, candidate], arms[setting, baseline]
+    runs = {seed: (ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
+    here = [one for one in failures if one.setting == setting]
+    failed = _failed(here, candidate, theirs), _failed(here, baseline, ours)
+    return Comparison(setting, candidate, baseline, runs, failed)
 
 
 def _failed(failures: Iterable[Failure], scheduler: str, others: Mapping[int, Sample]) -> str | None:

@@ -151,7 +151,7 @@ def comparisons(experiment: Experiment, frame: pd.DataFrame, found: Sequence[Hea
         others = [name for name in dict.fromkeys(here["scheduler"]) if name != head.winner]
         if head.winner is not None and others:
             part = experiment.only(set(here["cell"]))
-            pairs += effects.comparisons(part, here, head.winner, others)
+            pairs += effects.comparisons(part, here, [head.winner], others)
     return effects.compared(pairs)
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from suite.report import style
-from suite.report.figures.parts import Plot, Runs, client_name, cut, legend, ranked, say_where_empty
+from suite.report.figures.parts import (
+    Plot,
+    Runs,
+    bars_by_setting,
+    client_name,
+    cut,
+    legend,
+    ranked,
+)
 from suite.report.tables import over_seeds, valid
 
 MOST_PAYERS = 8
@@ -22,14 +29,7 @@ def hit_rate(frame: pd.DataFrame) -> Plot:
     Split by who had computed the tokens, the same client or another, where the runs know it.
     """
     table = over_seeds(valid(frame), ["hit_rate", "hit_rate_own", "hit_rate_shared"])
-    settings = list(dict.fromkeys(table["setting"]))
-    most = max((int((table["setting"] == setting).sum()) for setting in settings), default=1)
-    figure = style.panels(len(settings), 3.6, 0.8 + 0.26 * most, most=3)
-    for axes, setting in zip(figure.axes, settings, strict=True):
-        _hits(axes, table[table["setting"] == setting])
-        axes.set(title=style.plain(setting), xlabel="hit rate (% of prompt tokens)")
-    say_where_empty(figure)
-    sns.despine(fig=figure)
+    figure = bars_by_setting(table, 0.26, "hit rate (% of prompt tokens)", _hits)
     handles: dict[str, Patch] = {}
     if table["hit_rate_own"].notna().any():
         handles |= {"computed by the client itself": Patch(color=_OWN), "by another": Patch(color=_SHARED)}

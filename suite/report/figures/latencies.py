@@ -19,6 +19,7 @@ from suite.report import style
 from suite.report.figures.parts import (
     Plot,
     Runs,
+    bars_by_setting,
     client_name,
     cut,
     finite,
@@ -78,14 +79,7 @@ def per_scheduler(frame: pd.DataFrame) -> Plot:
     """P50 and P99 of TTFT of the well-behaved and of the misbehaving clients, means over the valid seeds."""
     keys = [f"{group}_ttft_{statistic}" for group in _GROUPS for statistic in ("p50", "p99")]
     table = over_seeds(valid(frame), keys)
-    settings = list(dict.fromkeys(table["setting"]))
-    most = max((int((table["setting"] == setting).sum()) for setting in settings), default=1)
-    figure = style.panels(len(settings), 3.6, 0.8 + 0.36 * most, most=3)
-    for axes, setting in zip(figure.axes, settings, strict=True):
-        _paired_bars(axes, table[table["setting"] == setting])
-        axes.set(title=style.plain(setting), xlabel="TTFT (s)")
-    say_where_empty(figure)
-    sns.despine(fig=figure)
+    figure = bars_by_setting(table, 0.36, "TTFT (s)", _paired_bars)
     handles = {
         f"{name}, {statistic}": Patch(color=color)
         for name, light, dark in _GROUPS.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -112,6 +112,21 @@ def legend(figure: Figure, handles: Mapping[str, Line2D | Patch], title: str | N
         fontsize=8,
         title_fontsize=8,
     )
+
+
+def bars_by_setting(
+    table: pd.DataFrame, height: float, xlabel: str, draw: Callable[[Axes, pd.DataFrame], None]
+) -> Figure:
+    """One panel of horizontal bars per setting; `draw` draws its rows, each so many inches high."""
+    settings = list(dict.fromkeys(table["setting"]))
+    most = max((int((table["setting"] == setting).sum()) for setting in settings), default=1)
+    figure = style.panels(len(settings), 3.6, 0.8 + height * most, most=3)
+    for axes, setting in zip(figure.axes, settings, strict=True):
+        draw(axes, table[table["setting"] == setting])
+        axes.set(title=style.plain(setting), xlabel=xlabel)
+    say_where_empty(figure)
+    sns.despine(fig=figure)
+    return figure
 
 
 def say_where_empty(figure: Figure) -> None:
