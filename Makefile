@@ -16,11 +16,13 @@ test: $(READY)  ## lint, types and all tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-engines: $(READY)  ## install real vLLM and SGLang for the CPU; tests that need one that is not there are skipped
+engines: $(READY)  ## install real vLLM, SGLang and two routers for the CPU; tests that need one that is not there are skipped
 	@$(BIN)/suite engines install vllm --device cpu
 	@$(BIN)/suite engines install sglang --device cpu
+	@$(BIN)/suite engines install vllm-router
+	@$(BIN)/suite engines install sglang-router
 
 clean:  ## remove the environments and the caches; results stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

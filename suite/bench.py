@@ -16,7 +16,8 @@ from rich.table import Column, Table
 
 from baselines.scheduler import Scheduler
 from suite.backends.simulator import Simulator
-from suite.backends.simulator.engine import Engine, collector_paused
+from suite.backends.simulator.cluster import alone, collector_paused
+from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live, lives
 from suite.policies import SchedulerSpec, parse
 from suite.trace import Header, Request, Segment, Trace
@@ -44,12 +45,13 @@ def simulator(file: Path | None) -> list[Table]:
 @dataclass(frozen=True, slots=True)
 class _Timed:
     seconds: float
-    engine: Engine
+    requests: list[Live]
+    steps: int
 
     @property
     def longest_queue(self) -> int:
         """Most requests that waited at once."""
-        served = [live for live in self.engine.requests if live.status == "finished"]
+        served = [live for live in self.requests if live.status == "finished"]
         moves = [(live.admitted, -1) for live in served] + [(live.arrival, 1) for live in served]
         waiting = longest = 0
         for _, move in sorted(moves):
@@ -78,7 +80,7 @@ def _throughput(overrides: dict[str, Any]) -> Table:
             table.add_row(
                 name, policy, f"{timed.seconds:.2f}", f"{len(trace.requests) / timed.seconds:,.0f}",
                 f"{timed.seconds / walk:.1f}", f"{timed.seconds / walk_paused:.1f}",
-                f"{timed.longest_queue}", f"{timed.engine.steps:,}",
+                f"{timed.longest_queue}", f"{timed.steps:,}",
             )  # fmt: skip
     return table
 
@@ -112,10 +114,11 @@ def _until_queue_is_short(overrides: dict[str, Any]) -> tuple[Trace, int]:
 
 
 def _time(trace: Trace, scheduler: SchedulerSpec) -> _Timed:
-    engine = ON.engine_for(lives(trace), scheduler.build())
+    requests, engine = lives(trace), ON.engine_for(scheduler.build())
+    cluster = alone(requests, engine)
     start = perf_counter()
-    engine.run(lambda share: None)
-    return _Timed(perf_counter() - start, engine)
+    cluster.run(lambda share: None)
+    return _Timed(perf_counter() - start, requests, engine.steps)
 
 
 # -- decisions ---------------------------------------------------------------------------------------------
@@ -135,11 +138,11 @@ def _decisions() -> Table:
 
 def _decision(policy: Scheduler, waiting: int) -> float:
     """Seconds of policy and view for one arrival and one admission, with this many waiting."""
-    engine = ON.engine_for(lives(_documents(waiting + DECISIONS)), policy)
-    _cache_documents(engine, engine.requests[:400:2])
-    for sequence, live in enumerate(engine.requests):
+    requests, engine = lives(_documents(waiting + DECISIONS)), ON.engine_for(policy)
+    _cache_documents(engine, requests[:400:2])
+    for sequence, live in enumerate(requests):
         live.sequence, live.arrival = sequence, 0.0
-    queue, rest = engine.requests[:waiting], engine.requests[waiting:]
+    queue, rest = requests[:waiting], requests[waiting:]
     for live in queue:
         _arrive(engine, live)
     _admit_one(engine)

@@ -21,6 +21,7 @@ import pandas as pd
 from rich.table import Column, Table
 
 from suite import dialect, environments, models
+from suite.backends.servers import ask
 from suite.content import Content
 from suite.environments import Environment
 from suite.errors import BadInput
@@ -105,11 +106,10 @@ def _against_mock(run: Client, streams: int) -> Measured:
     ) as server:
         try:
             assert server.stdout is not None
-            seen = run(f"http://127.0.0.1:{int(server.stdout.readline())}", streams)
-            told, _ = server.communicate(timeout=30)
+            url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+            return _measured(run(url, streams), ask(f"{url}/report"))
         finally:
             server.kill()
-    return _measured(seen, json.loads(told))
 
 
 def _measured(seen: pd.DataFrame, mock: Mapping[str, float]) -> Measured:
@@ -126,7 +126,7 @@ def _ours(processes: int) -> Client:
         seen = replay(
             Trace(Header("bench", 0, "bench"), tuple(requests)),
             Content(0, 2048),
-            [Target(url, "mock", "vllm", "completions", "tokens")],
+            Target(url, "mock", "vllm", "completions", "tokens"),
             processes=processes, progress=lambda share, note="": None, timeout_s=PATIENCE,
         ).requests  # fmt: skip
         names = {"arrival": "sent", "send_lag": "lag", "output_tokens": "tokens"}

@@ -80,7 +80,7 @@ def _measured(
     replayed = replay(
         trace,
         Content(trace.header.seed, model.vocabulary, model.first_token),
-        [launch.target(replica)],
+        launch.target(replica.url),
         progress=progress,
         timeout_s=backend.timeout_s,
         alive=replicas.alive,
@@ -90,7 +90,7 @@ def _measured(
         raise BadInput(f"{launch.name} broke off: {failed['error'].iloc[0]} (log: {replica.server.log})")
 
     def missing() -> str | None:
-        return engine_log.missing(engine_log.read(replica.service_log, 0.0), replayed)
+        return engine_log.missing(engine_log.read(replica.service_log), replayed)
 
     if not wait_for(lambda: missing() is None, LOG_PATIENCE):
         raise BadInput(f"{missing()}; free the disk and calibrate again")

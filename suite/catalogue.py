@@ -1,4 +1,4 @@
-"""The engines that the suite knows, and what each needs on which device."""
+"""The engines that the suite knows, and other projects' routers, and what each needs on which device."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Engine:
-    """What the suite knows of an engine. Mappings are by device."""
+    """What the suite knows of an engine, or of a router that stands before engines. Mappings are by device.
+
+    A router computes nothing: its one device is the CPU, wherever its engines run.
+    """
 
     packages: Mapping[str, str]
     core: str
-    """The module the suite's plugin builds on: an environment that cannot import it is of no use."""
+    """The module that the suite builds on: an environment that cannot import it is of no use."""
     runs: str
     """What it can run, in words."""
     variables: Mapping[str, Mapping[str, str]]
     """Environment variables its processes need."""
     besides: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Packages it imports that only packages left out ask for."""
+
+    @property
+    def module(self) -> str:
+        """The package it is imported as."""
+        return self.core.partition(".")[0]
 
 
 _PRIVATE = {"DO_NOT_TRACK": "1"}
@@ -44,6 +52,18 @@ ENGINES = {
         runs="SGLang's models under every scheduler; on the CPU dense ones, in plain torch",
         variables={"cpu": _PRIVATE | _SGLANG_CPU | _ON_FEW_CORES, "cuda": _PRIVATE},
         besides={"cpu": ("dill", "jsonschema")},
+    ),
+    "vllm-router": Engine(
+        packages={"cpu": "vllm-router"},
+        core="vllm_router.router",
+        runs="schedulers like vllm-router:cache_aware+lpm, before vLLM's replicas",
+        variables={"cpu": _PRIVATE},
+    ),
+    "sglang-router": Engine(
+        packages={"cpu": "sglang-router"},
+        core="sglang_router.router",
+        runs="schedulers like sglang-router:cache_aware+lpm, before any replicas",
+        variables={"cpu": _PRIVATE},
     ),
 }
 TORCH = {"cpu": "cpu", "cuda": "auto"}

@@ -23,6 +23,7 @@ from suite.commands import (
     metrics,
     new,
     reproduce,
+    route,
     serve,
     verify,
     workload,
@@ -60,6 +61,7 @@ app.command()(compare.compare)
 app.command()(metrics.metrics)
 app.command()(reproduce.reproduce)
 app.command()(serve.serve)
+app.command()(route.route)
 app.command()(calibrate.calibrate)
 
 
@@ -141,6 +143,12 @@ def run(
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Cells run at once.", show_default="one for each core")
     ] = os.cpu_count() or 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local", help="Run the cells on a Ray cluster; `local` starts one here."
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Also redo what is finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and estimate the time.")] = False,
 ) -> None:
@@ -158,6 +166,8 @@ def run(
     suite run -w chat -s vtc -s dlpm:quantum=2000 -s my_idea.py:MyIdea
 
     suite run -s my_idea.py:MyIdea --against standard
+
+    suite run quickstart --ray 10.0.0.1:6379
     """
     from suite import display, runner
     from suite import experiment as experiments
@@ -180,7 +190,7 @@ def run(
     if dry_run:
         show(display.plan(plan, runner.estimate(plan), jobs))
         return
-    outcome = runner.run(chosen, plan, folder, processes=jobs, fresh=fresh, console=console)
+    outcome = runner.run(chosen, plan, folder, processes=jobs, ray=ray, fresh=fresh, console=console)
     _tell(outcome, chosen, schedulers or () if against else ())
 
 
@@ -215,7 +225,25 @@ def schedulers() -> None:
     """
     from suite import display, policies
 
-    show(display.schedulers(policies.available()))
+    show(display.schedulers(policies.parse(name) for name in policies.available()))
+
+
+@app.command()
+def routers() -> None:
+    """List the routers, which deal requests out over replicas: what they do, and their parameters.
+
+    Each stands before a scheduler, as in d2lpm+dlpm.
+
+    [bold]Examples[/bold]
+
+    suite routers
+
+    suite run -w chat -s round-robin+lpm -s d2lpm+dlpm --set backend.replicas=4 --set workload.load=4
+    """
+    from suite import display, policies
+
+    peers = [f"{program}:{policy}" for program, known in policies.PEERS.items() for policy in known]
+    show(display.routers(policies.parse_router(name) for name in (*policies.available_routers(), *peers)))
 
 
 @app.command()

@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from math import nan
@@ -38,9 +38,10 @@ LONGEST = 2**26
 
 @dataclass(frozen=True)
 class Job:
-    """What a process has to send: requests with their targets, parents first; whose replies are needed."""
+    """What a process has to send: requests, parents first; to whom; whose replies are needed."""
 
-    requests: tuple[tuple[Request, Target], ...]
+    requests: tuple[Request, ...]
+    target: Target
     content: Content
     wanted: frozenset[str]
     timeout_s: float
@@ -88,6 +89,7 @@ class Client:
 
     def __init__(self, job: Job, tell: Callable[[Record], None]) -> None:
         self._job = job
+        self._target = job.target
         self._tell = tell
         self._start = nan
         self._stopped = "the run was stopped"
@@ -95,8 +97,8 @@ class Client:
         self._replies = Replies()
         self._lags = array("d")
         self._bodies = {
-            request.id: self._body(request, target)
-            for request, target in job.requests
+            request.id: self._body(request)
+            for request in job.requests
             if request.arrival <= LEAD and not request.after
         }
 
@@ -112,8 +114,8 @@ class Client:
             read_bufsize=BUFFER,
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as self._session:
-            for request, target in self._job.requests:
-                self._tasks[request.id] = asyncio.create_task(self._serve(request, target))
+            for request in self._job.requests:
+                self._tasks[request.id] = asyncio.create_task(self._serve(request))
             gc.freeze()
             watch = asyncio.create_task(self._watch())
             await asyncio.wait(self._tasks.values())
@@ -130,12 +132,12 @@ class Client:
         for task in self._tasks.values():
             task.cancel()
 
-    async def _serve(self, request: Request, target: Target) -> Record:
-        record = await self._lived(request, target)
+    async def _serve(self, request: Request) -> Record:
+        record = await self._lived(request)
         self._tell(record)
         return record
 
-    async def _lived(self, request: Request, target: Target) -> Record:
+    async def _lived(self, request: Request) -> Record:
         """The life of one request."""
         due = request.arrival
         if request.after:
@@ -146,41 +148,46 @@ class Client:
                 )
             due = max(due, max(parent.finish for parent in parents) + request.think)
         await self._until(due - LEAD)
-        body = self._bodies.pop(request.id, None) or self._body(request, target)
+        body = self._bodies.pop(request.id, None) or self._body(request)
         await self._until(due)
-        return await self._sent(request, target, body, due)
+        return await self._sent(request, body, due)
 
     async def _parents(self, request: Request) -> list[Record]:
         tasks = [self._tasks[parent] for parent in request.after]
         await asyncio.wait(tasks)
         return [task.result() for task in tasks]
 
-    async def _sent(self, request: Request, target: Target, body: bytes, due: float) -> Record:
-        stream = Stream(chat=target.route == "chat", keep=request.id in self._job.wanted)
+    async def _sent(self, request: Request, body: bytes, due: float) -> Record:
+        stream = Stream(chat=self._target.route == "chat", keep=request.id in self._job.wanted)
         sent = self._now()
-        status, error = await self._outcome(target, body, stream)
+        status, error = await self._outcome(request, body, stream)
         ending = stream.ending()
-        if status == "finished" and (error := self._shortfall(request, target, stream, ending)):
+        if status == "finished" and (error := self._shortfall(request, stream, ending)):
             status = "rejected" if dialect.never_fits(ending.status, error) else "failed"
         if status == "rejected":
             return Record(request.id, status, error, sent=sent, lag=sent - due)
         record = self._record(request.id, status, error, stream, ending)
         return replace(record, sent=sent, lag=sent - due)
 
-    async def _outcome(self, target: Target, body: bytes, stream: Stream) -> tuple[Status, str | None]:
+    async def _outcome(self, request: Request, body: bytes, stream: Stream) -> tuple[Status, str | None]:
         """Post and follow the reply to its end, good or bad."""
         try:
             async with asyncio.timeout(self._job.timeout_s):
-                return await self._post(target, body, stream)
+                return await self._post(dialect.client_headers(request, self._target), body, stream)
         except TimeoutError:
             return "failed", f"no end of the reply after {self._job.timeout_s:g} s"
         except asyncio.CancelledError:
             return "failed", self._stopped
         except (aiohttp.ClientError, OSError) as problem:
-            return "failed", dialect.shown(_cause(problem, target))
+            return "failed", dialect.shown(_cause(problem, self._target))
 
-    async def _post(self, target: Target, body: bytes, stream: Stream) -> tuple[Status, str | None]:
-        async with self._session.post(target.endpoint, data=BytesIO(body), allow_redirects=False) as response:
+    async def _post(
+        self, headers: Mapping[str, str], body: bytes, stream: Stream
+    ) -> tuple[Status, str | None]:
+        posted = self._session.post(
+            self._target.endpoint, data=BytesIO(body), headers=headers, allow_redirects=False
+        )
+        async with posted as response:
             if response.status != 200:
                 said = dialect.message(await response.content.read(BUFFER))
                 said = said or dialect.shown(response.reason or "")
@@ -192,20 +199,20 @@ class Client:
                     return "failed", f"the reply is longer than {LONGEST >> 20} MiB"
         return "finished", None
 
-    def _shortfall(self, request: Request, target: Target, stream: Stream, ending: Ending) -> str | None:
+    def _shortfall(self, request: Request, stream: Stream, ending: Ending) -> str | None:
         """Why a reply that came to its end is not what was asked for; keeps what later prompts need."""
         if ending.error:
             return dialect.shown(ending.error)
         if not ending.done:
             return "the reply was cut: its stream ended without [DONE]"
-        if target.dialect != "openai" and ending.output_tokens != request.output_tokens:
+        if self._target.dialect != "openai" and ending.output_tokens != request.output_tokens:
             return f"{ending.output_tokens} tokens came of the {request.output_tokens} asked for"
         prompt = request.prompt_tokens if ending.prompt_tokens is None else ending.prompt_tokens
         if (ending.cached_tokens or 0) > prompt:
             return f"the server counts {ending.cached_tokens} cached tokens in a prompt of {prompt}"
         if request.id not in self._job.wanted:
             return None
-        if target.prompts == "text":
+        if self._target.prompts == "text":
             self._replies.texts[request.id] = stream.text()
             return None
         ids = self._replies.tokens[request.id] = np.array(stream.ids(), np.int32)
@@ -232,9 +239,9 @@ class Client:
             times=times, tokens=tokens,
         )  # fmt: skip
 
-    def _body(self, request: Request, target: Target) -> bytes:
+    def _body(self, request: Request) -> bytes:
         wanted = request.id in self._job.wanted
-        return dialect.body(request, target, self._job.content, self._replies, wanted=wanted)
+        return dialect.body(request, self._target, self._job.content, self._replies, wanted=wanted)
 
     def _now(self) -> float:
         return time.monotonic() - self._start

@@ -17,6 +17,7 @@ from rich.console import Console
 from suite import experiment as experiments
 from suite import runner
 from suite.errors import BadInput, did_you_mean
+from suite.plugins import Plugin
 from suite.policies import SchedulerSpec, parse
 from suite.report import effects, tables
 from suite.report import experiment as folders
@@ -39,7 +40,13 @@ def matching(experiment: experiments.Experiment, candidates: Sequence[str]) -> l
 
 
 def _is(spec: SchedulerSpec, wanted: SchedulerSpec) -> bool:
-    return spec.target == wanted.target and wanted.parameters.items() <= spec.parameters.items()
+    if spec.router is None or wanted.router is None:
+        return spec.router is wanted.router and _alike(spec, wanted)
+    return _alike(spec, wanted) and _alike(spec.router, wanted.router)
+
+
+def _alike(plugin: Plugin, wanted: Plugin) -> bool:
+    return plugin.target == wanted.target and wanted.parameters.items() <= plugin.parameters.items()
 
 
 @dataclass(frozen=True)

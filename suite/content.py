@@ -35,6 +35,8 @@ _COMMON = (
 )
 WORDS = tuple(_COMMON.split())
 """Common words: one token each, with the space before, in the usual vocabularies."""
+SPECIAL = ("<unk>", "<s>", "</s>")
+"""How the tokenizers of the models that the suite makes write the ids 0, 1, 2."""
 
 
 @dataclass
@@ -108,6 +110,16 @@ class Content:
 
     def _text_of(self, segment: Segment, replies: Mapping[str, str]) -> str:
         return replies[_source(segment)] if _is_reply(segment) else self.text(self.segment(*segment))
+
+
+def word(id: int) -> str:
+    """How the tokenizers of the models that the suite makes write a token."""
+    return SPECIAL[id] if id < len(SPECIAL) else f"w{id}"
+
+
+def spelled(ids: Sequence[int]) -> str:
+    """A text of which those tokenizers make exactly these tokens."""
+    return " ".join(map(word, ids))
 
 
 def replied(requests: Sequence[Request]) -> frozenset[str]:

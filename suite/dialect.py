@@ -10,15 +10,17 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from suite.content import Content, Tokens
+from suite.content import Content, Tokens, spelled
 from suite.errors import BadInput
 from suite.stream import complaint
 from suite.trace import Request
 
 Dialect: TypeAlias = Literal["vllm", "sglang", "openai"]
 Route: TypeAlias = Literal["completions", "chat", "generate"]
-Prompts: TypeAlias = Literal["tokens", "text"]
+Prompts: TypeAlias = Literal["tokens", "words", "text"]
 
+CLIENT = "X-Client-Id"
+"""The header by which the suite's front is told who sends a request."""
 API_KEY = "SUITE_API_KEY"
 """The environment variable that holds the key, if the server wants one. It is never stored nor logged."""
 
@@ -40,9 +42,11 @@ class Target:
     """A server. `url` is its root, with or without /v1; `model` the name it serves.
 
     Dialects `vllm` and `sglang` ask for exactly the trace's output tokens and say which client sends;
-    `openai` keeps to standard fields, so a reply may be shorter. Prompts go out as token ids or as text; a
-    chat is text, and SGLang's own route, `generate`, takes token ids. With `by_priority` vLLM is told each
-    request's priority: of two, the one with the smaller number goes first.
+    `openai` keeps to standard fields, so a reply may be shorter. Prompts go out as token ids, as the words
+    that the suite's own models have for them, or as text; a chat is text, and SGLang's own route, `generate`,
+    takes token ids. With `by_priority` vLLM is told each request's priority: of two, the one with the smaller
+    number goes first. `peer` says that another project's router stands before the engine: those drop all
+    that SGLang could be told of a request but its id.
     """
 
     url: str
@@ -51,6 +55,7 @@ class Target:
     route: Route
     prompts: Prompts
     by_priority: bool = False
+    peer: bool = False
 
     @property
     def root(self) -> str:
@@ -75,7 +80,7 @@ class Replies:
 def body(request: Request, target: Target, content: Content, replies: Replies, *, wanted: bool) -> bytes:
     """The JSON to post. `wanted` is true if the reply goes into a later prompt."""
     if target.route == "generate":
-        return orjson.dumps(_generate(request, content, replies))
+        return orjson.dumps(_generate(request, target, content, replies))
     fields: dict[str, Any] = {
         "model": target.model,
         "stream": True,
@@ -85,7 +90,7 @@ def body(request: Request, target: Target, content: Content, replies: Replies, *
         **_prompt(request, target, content, replies),
         **(_vllm(request, target) if target.dialect == "vllm" else {"user": request.client}),
     }
-    if wanted and target.prompts == "tokens":
+    if wanted and target.prompts != "text":
         fields["return_token_ids"] = True
     return orjson.dumps(fields)
 
@@ -95,26 +100,21 @@ def _prompt(request: Request, target: Target, content: Content, replies: Replies
         return {"messages": content.messages(request, replies.texts)}
     if target.prompts == "text":
         return {"prompt": content.prompt_text(request, replies.texts)}
-    return {"prompt": content.prompt(request, replies.tokens)}
+    ids = content.prompt(request, replies.tokens)
+    return {"prompt": spelled(ids) if target.prompts == "words" else ids}
 
 
-def _generate(request: Request, content: Content, replies: Replies) -> dict[str, Any]:
-    """Without an id of SGLang's: it makes one, and one that begins another would be aborted with it."""
-    return {
-        "input_ids": content.prompt(request, replies.tokens),
-        "stream": True,
-        "routing_key": request.client,
-        "sampling_params": {
-            "temperature": 0,
-            "max_new_tokens": request.output_tokens,
-            "ignore_eos": True,
-            "custom_params": {
-                "request_id": request.id,
-                "weight": request.weight,
-                "priority": request.priority,
-            },
-        },
-    }
+def _generate(request: Request, target: Target, content: Content, replies: Replies) -> dict[str, Any]:
+    """Without an id of SGLang's if possible: one that begins another would be aborted with it.
+
+    Behind another project's router the id says everything, as `suite.backends.sglang_queue` reads it.
+    """
+    asked: dict[str, Any] = {"temperature": 0, "max_new_tokens": request.output_tokens, "ignore_eos": True}
+    fields = {"input_ids": content.prompt(request, replies.tokens), "stream": True}
+    if target.peer:
+        return {**fields, "rid": orjson.dumps(_said(request)).decode(), "sampling_params": asked}
+    asked["custom_params"] = _said(request)
+    return {**fields, "routing_key": request.client, "sampling_params": asked}
 
 
 def _vllm(request: Request, target: Target) -> dict[str, Any]:
@@ -122,13 +122,29 @@ def _vllm(request: Request, target: Target) -> dict[str, Any]:
         "min_tokens": request.output_tokens,
         "ignore_eos": True,
         **({"priority": request.priority} if target.by_priority else {}),
-        "vllm_xargs": {
-            "client_id": request.client,
-            "request_id": request.id,
-            "weight": request.weight,
-            "priority": request.priority,
-        },
+        "vllm_xargs": _said(request),
     }
+
+
+def _said(request: Request) -> dict[str, Any]:
+    """What an engine is told of a request."""
+    return {
+        "client_id": request.client,
+        "request_id": request.id,
+        "weight": request.weight,
+        "priority": request.priority,
+    }
+
+
+def client_headers(request: Request, target: Target) -> dict[str, str]:
+    """The headers that say who sends a request, if a header can; a server of standard fields is not told."""
+    told = target.dialect != "openai" and fits_header(request.client)
+    return {CLIENT: request.client} if told else {}
+
+
+def fits_header(client: str) -> bool:
+    """Whether a header can name this client."""
+    return client.isprintable() and client == client.strip()
 
 
 def headers() -> dict[str, str]:

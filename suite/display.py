@@ -11,9 +11,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from suite import policies
+from suite.plugins import Plugin, shown
 
 if TYPE_CHECKING:
+    from suite.policies import RouterSpec, SchedulerSpec
     from suite.runner import Job
 
 
@@ -34,15 +35,25 @@ def plan(jobs: Sequence[Job], seconds: Mapping[str, float], processes: int) -> T
     return table
 
 
-def schedulers(names: Iterable[str]) -> Table:
+def schedulers(specs: Iterable[SchedulerSpec]) -> Table:
     """What each scheduler does, its parameters with their defaults, and whether it is work conserving."""
     table = Table("scheduler", "what it does", "parameters", "work conserving", title_justify="left")
-    for name in names:
-        spec = policies.parse(name)
-        parameters = (f"{key}={policies.shown(value)}" for key, value in spec.full_parameters.items())
-        conserving = "yes" if spec.work_conserving else "no"
-        table.add_row(*map(Text, (name, spec.summary, "\n".join(parameters), conserving)))
+    for spec in specs:
+        table.add_row(*_described(spec), "yes" if spec.work_conserving else "no")
     return table
+
+
+def routers(specs: Iterable[RouterSpec]) -> Table:
+    """What each router does, and its parameters with their defaults."""
+    table = Table("router", "what it does", "parameters", title_justify="left")
+    for spec in specs:
+        table.add_row(*_described(spec))
+    return table
+
+
+def _described(plugin: Plugin) -> tuple[Text, Text, Text]:
+    parameters = (f"{key}={shown(value)}" for key, value in plugin.full_parameters.items())
+    return Text(plugin.name), Text(plugin.summary), Text("\n".join(parameters))
 
 
 def _duration(seconds: float) -> str:
@@ -75,6 +86,10 @@ class Cells:
         served = sum(share * weight for share, weight in zip(self._shares, self._requests, strict=True))
         done = sum(share >= 1 for share in self._shares)
         self._bar.update(self._task, completed=served, done=done, note=note)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -122,8 +122,17 @@ def find(engine: str, device: str, version: str | None = None) -> Environment:
 
 def install_command(engine: str, device: str, version: str | None = None) -> str:
     """The command line that installs an engine."""
+    where = f" --device {device}" if len(ENGINES[engine].packages) > 1 else ""
     release = f" --version {version}" if version else ""
-    return f"suite engines install {engine} --device {device}{release}"
+    return f"suite engines install {engine}{where}{release}"
+
+
+def device_for(engine: str, given: str | None) -> str:
+    """The device that was given, else the only one it runs on. Raises `BadInput` if there are several."""
+    known = tuple(ENGINES[engine].packages) if engine in ENGINES else ()
+    if given is None and len(known) > 1:
+        raise BadInput(f"{engine}: name the device too: --device {' or --device '.join(known)}")
+    return given or next(iter(known), "")
 
 
 def install(engine: str, device: str, version: str | None, say: Say) -> Environment:
@@ -232,8 +241,8 @@ class _Answer(BaseModel):
 def _check(engine: str, device: str) -> None:
     if engine not in ENGINES:
         raise BadInput(f"unknown engine {engine!r}; {did_you_mean(engine, ENGINES)}")
-    if device not in TORCH:
-        raise BadInput(f"unknown device {device!r}; {did_you_mean(device, TORCH)}")
+    if device not in ENGINES[engine].packages:
+        raise BadInput(f"unknown device {device!r}; {did_you_mean(device, ENGINES[engine].packages)}")
 
 
 def _offered(engine: str, device: str, version: str) -> str:
@@ -253,7 +262,7 @@ def _public(version: str) -> str:
 
 def _folders() -> list[Path]:
     """What below the root is an environment, by name: whole or not, or a link to one that may be gone."""
-    found = [folder for engine in ENGINES for folder in root().glob(f"{engine}-*")]
+    found = {folder for engine in ENGINES for folder in root().glob(f"{engine}-*")}
     return sorted(folder for folder in found if folder.is_dir() or folder.is_symlink())
 
 
@@ -314,7 +323,7 @@ def _ask(environment: Environment) -> _Answer:
     """Let the environment's Python tell what it has, and import the engine."""
     engine = ENGINES[environment.engine]
     command = [str(environment.python), str(DATA / "probe.py")]
-    command += [environment.engine, engine.core, environment.device]
+    command += [engine.module, engine.core, environment.device]
     variables = os.environ | environment.variables | {"VLLM_LOGGING_LEVEL": "ERROR"}
     try:
         done = subprocess.run(

@@ -2,20 +2,19 @@
 
     name: quickstart
     workloads: [chat, my.yaml, {spec: chat, load: 2}]   # names, paths, ready traces, or specs in place
-    schedulers: [fcfs, "dlpm:quantum=2000", my.py:Mine] # as in `suite.policies.parse`
+    schedulers: [fcfs, "dlpm:quantum=2000", d2lpm+dlpm] # as in `suite.policies.parse`
     backend: {kind: simulator, gpu: a10g}               # or a list: each of them, named by its kind or `name`
     seeds: [0, 1]                                       # or how many
     sweep: {workload.load: [1, 2], dlpm.quantum: [1000, 2000], backend.max_running: [64, 256]}
     slo: {ttft: 5, tpot: 0.2}                           # seconds; judged afterwards, no part of any cell
 
 Every path is taken from the working directory. A finished trace is the same under every seed and makes cells
-for the first seed alone. A sweep's key begins with `workload`, `backend` or the name of a scheduler; a
-scheduler's parameter is swept for that scheduler alone.
+for the first seed alone. A sweep's key begins with `workload`, `backend` or the name of a scheduler or a
+router; their parameters are swept for them alone.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import re
@@ -33,27 +32,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 import suite
 from suite.backends.base import Backend
+from suite.backends.kinds import backend_of, runs_on
 from suite.errors import BadInput, did_you_mean
 from suite.fingerprint import files_digest, sources_digest
 from suite.metrics.goodput import Slo
-from suite.policies import SchedulerSpec, Stock, parse, shown
+from suite.plugins import Plugin, shown
+from suite.policies import SchedulerSpec, parse
 from suite.trace import Trace
 from suite.validation import at, read_yaml, validated
 from workloads import spec as workload_spec
-
-BACKENDS = {
-    "simulator": "suite.backends.simulator:Simulator",
-    "vllm": "suite.backends.vllm:VLLM",
-    "sglang": "suite.backends.sglang:SGLang",
-    "endpoint": "suite.backends.endpoint:Endpoint",
-}
-"""The pydantic model of each kind of backend, as module:Class; imported when an experiment asks for it."""
-
-VIRTUAL = {
-    "vllm": "suite.backends.virtual:VirtualVLLM",
-    "sglang": "suite.backends.virtual:VirtualSGLang",
-}
-"""The same for engines whose scheduler runs without a model, on a virtual clock: `clock: virtual`."""
 
 _READY = Path(str(files("suite"))) / "experiments"
 
@@ -84,7 +71,7 @@ class Cell:
 
     def backend(self) -> Backend:
         """The backend that serves it."""
-        return cast(Backend, _backend_model(self.settings))
+        return cast(Backend, backend_of(self.settings))
 
     @property
     def exclusive(self) -> bool:
@@ -95,13 +82,19 @@ class Cell:
         """SHA-256 of all that decides the outcome, given the digest of the cell's trace."""
         decisive = {
             "trace": trace,
-            "scheduler": [self.scheduler.target.rpartition(":")[2], self.scheduler.source_digest],
-            "parameters": self.scheduler.full_parameters,
-            "backend": [self.settings, files_digest(_backend_model(self.settings))],
+            "scheduler": _identity(self.scheduler),
+            "router": self.scheduler.router and _identity(self.scheduler.router),
+            "backend": [self.settings, files_digest(backend_of(self.settings))],
             "seed": self.seed,
             "suite": [suite.__version__, sources_digest()],
         }
         return sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(plugin: Plugin) -> list[Any]:
+    """What decides what it does; where the file of a class lies does not."""
+    name = plugin.target.rpartition(":")[2] if plugin.source_digest else plugin.target
+    return [name, plugin.source_digest, plugin.full_parameters]
 
 
 @lru_cache(maxsize=2)
@@ -259,15 +252,16 @@ class _File(BaseModel):
         """All cells, each checked as far as can be without generating a trace."""
         schedulers, workloads = list(self._schedulers()), list(self._workloads())
         backends = list(self._backends())
-        self._check_axes([variant.part.name for variant in schedulers])
+        self._check_axes([variant.part for variant in schedulers])
         for spec in (variant.part for variant in schedulers):
-            if not any(_runs_on(spec, backend.part) for backend in backends):
-                raise BadInput(f"scheduler {spec.name!r}: {spec.place}; no backend here fits")
+            if not any(runs_on(spec, backend.part) for backend in backends):
+                router = f", its router {spec.router.place}" if spec.router else ""
+                raise BadInput(f"scheduler {spec.label!r}: {spec.place}{router}; no backend here fits")
         cells = (
             _cell(workload, backend, seed, scheduler)
             for workload, backend in itertools.product(workloads, backends)
             for seed, scheduler in itertools.product(workload.seeds or self.seeds, schedulers)
-            if _runs_on(scheduler.part, backend.part)
+            if runs_on(scheduler.part, backend.part)
         )
         return Experiment(self.name, tuple(_with_slugs(cells)), self.slo)
 
@@ -290,24 +284,25 @@ class _File(BaseModel):
             for axes in self._points("backend"):
                 settings = _overridden(own, _stripped(axes, "backend"))
                 with at(place):
-                    yield _Variant(_backend_model(settings).model_dump(mode="json"), {**label, **axes})
+                    yield _Variant(backend_of(settings).model_dump(mode="json"), {**label, **axes})
 
     def _schedulers(self) -> Iterator[_Variant]:
         for i, entry in enumerate(self.schedulers):
             with at(f"schedulers[{i}]"):
                 spec = parse(entry)
-            for axes in self._points(spec.name):
+            for axes in self._points(*_names(spec)):
                 with at("sweep"):
-                    yield _Variant(spec.with_parameters(_stripped(axes, spec.name)), axes)
+                    yield _Variant(_with_axes(spec, axes), axes)
 
-    def _points(self, head: str) -> Iterator[dict[str, Any]]:
-        """Every combination of the axes whose key begins with `head`."""
-        axes = {key: values for key, values in self.sweep.items() if key.startswith(f"{head}.")}
+    def _points(self, *heads: str) -> Iterator[dict[str, Any]]:
+        """Every combination of the axes whose key begins with one of the heads."""
+        beginnings = tuple(f"{head}." for head in heads)
+        axes = {key: values for key, values in self.sweep.items() if key.startswith(beginnings)}
         for values in itertools.product(*axes.values()):
             yield dict(zip(axes, values, strict=True))
 
-    def _check_axes(self, names: Iterable[str]) -> None:
-        heads = {"workload", "backend", *names}
+    def _check_axes(self, schedulers: Iterable[SchedulerSpec]) -> None:
+        heads = {"workload", "backend", *itertools.chain(*map(_names, schedulers))}
         for key in self.sweep:
             if not any(key.startswith(f"{head}.") for head in heads):
                 head, dot, _ = key.partition(".")
@@ -317,11 +312,16 @@ class _File(BaseModel):
                 raise BadInput(f"sweep.{key}: nothing here to sweep; {hint} (a key is WHAT.PARAMETER)")
 
 
-def _runs_on(scheduler: SchedulerSpec, backend: Mapping[str, Any]) -> bool:
-    """Whether a scheduler can run on a backend: an engine's own runs where that engine does, in real time."""
-    if not isinstance(scheduler, Stock):
-        return bool(backend["kind"] != "endpoint")
-    return backend["kind"] == (scheduler.engine or "endpoint") and backend.get("clock") != "virtual"
+def _names(scheduler: SchedulerSpec) -> tuple[str, ...]:
+    """The names by which a scheduler's own parameters and its router's are swept."""
+    return (scheduler.router.name, scheduler.name) if scheduler.router else (scheduler.name,)
+
+
+def _with_axes(scheduler: SchedulerSpec, axes: Mapping[str, Any]) -> SchedulerSpec:
+    own = scheduler.with_parameters(_stripped(axes, scheduler.name))
+    if own.router is None:
+        return own
+    return replace(own, router=own.router.with_parameters(_stripped(axes, own.router.name)))
 
 
 def _source(entry: str | dict[str, Any]) -> tuple[str | dict[str, Any], dict[str, Any]]:
@@ -338,18 +338,10 @@ def _workload_label(name: str, overrides: Mapping[str, Any]) -> str:
     return f"{name}:{','.join(f'{key}={shown(value)}' for key, value in overrides.items())}"
 
 
-def _backend_model(settings: Mapping[str, Any]) -> BaseModel:
-    kind = str(settings.get("kind", "missing"))
-    known = VIRTUAL if settings.get("clock") == "virtual" and kind in BACKENDS else BACKENDS
-    if kind not in known:
-        raise BadInput(f"kind: no backend {kind!r}; {did_you_mean(kind, known)}")
-    module, _, name = known[kind].partition(":")
-    model: type[BaseModel] = getattr(importlib.import_module(module), name)
-    return validated(model, settings)
-
-
 def _stripped(axes: Mapping[str, Any], head: str) -> dict[str, Any]:
-    return {key.removeprefix(f"{head}."): value for key, value in axes.items()}
+    """Those of the axes whose key begins with `head`, without it."""
+    mine = f"{head}."
+    return {key.removeprefix(mine): value for key, value in axes.items() if key.startswith(mine)}
 
 
 def _overridden(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,13 +363,13 @@ def _cell(workload: _Variant, backend: _Variant, seed: int, scheduler: _Variant)
     labels = {
         "workload": name,
         "scheduler": scheduler.part.label,
-        "policy": scheduler.part.name,
+        "policy": scheduler.part.policy,
         "seed": seed,
         **{key: value if isinstance(value, int | float | str) else str(value) for key, value in axes.items()},
     }
     swept = [f"{key}={shown(value)}" for key, value in {**workload.axes, **backend.axes}.items()]
     parts = [name, *swept, scheduler.part.label, f"seed={seed}"]
-    slug = "_".join(re.sub(r"[^A-Za-z0-9_.=,-]+", "-", part) for part in parts)[:150]
+    slug = "_".join(re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", part) for part in parts)[:150]
     return Cell(source, overrides, scheduler.part, backend.part, seed, labels, slug.lstrip("."))
 
 

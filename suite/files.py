@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,34 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write into a temporary folder beside `folder`, then put it in the place of what was there.
+
+    An interrupt or an error leaves nothing half-written behind. Raises `BadInput` naming `folder` if it
+    cannot be written.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=DRAFT))
+        old = draft.with_name(f"{draft.name}.old")
+        try:
+            draft.chmod(0o755)
+            fill(draft)
+            if folder.exists():
+                folder.replace(old)
+            draft.replace(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def unpack(files: Mapping[Path, bytes], folder: Path) -> None:
+    """Write files below a folder, by their path there."""
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
 
 
 def probe(folder: Path) -> None:

@@ -17,10 +17,15 @@ _DECISIVE = (
 """Modules whose change may change what a run leaves behind, besides backends and baselines."""
 
 
+def named_files(settings: BaseModel) -> list[Path]:
+    """The files that the settings name."""
+    return [value for _, value in settings if isinstance(value, Path) and value.is_file()]
+
+
 def files_digest(settings: BaseModel) -> str:
     """SHA-256 over the content of the files that the settings name."""
-    paths = [value for _, value in settings if isinstance(value, Path) and value.is_file()]
-    return sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
+    digests = (sha256(path.read_bytes()).digest() for path in named_files(settings))
+    return sha256(b"".join(digests)).hexdigest()
 
 
 @cache

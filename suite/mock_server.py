@@ -1,15 +1,15 @@
 """A paced server of completions that proves it was not late itself: every stream gets a token each 20 ms.
 
-    python -m suite.mock_server
+    python -m suite.mock_server [SECONDS]
 
-prints its port on loopback, serves until its standard input ends, then prints what it measured as JSON. Any
-model, any prompt: a reply has the `max_tokens` asked for, then usage and [DONE].
+prints its port on loopback and serves until its standard input ends. Tokens come SECONDS apart; 0 has each
+reply written at once. Any model, any prompt: a reply has the `max_tokens` asked for, then usage and [DONE].
+GET /report gives what it measured since that was last asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
 import time
@@ -23,12 +23,19 @@ import uvloop
 
 INTERVAL = 0.02
 """Seconds between two tokens of a stream."""
-_SLOTS = 20
-_SLOT = INTERVAL / _SLOTS
+SLOT = 0.001
+"""Seconds between two looks at what is due."""
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_PROBE = re.compile(rb"GET /(health|v1/models|(get_)?(server|model)_info)\b")
+"""What routers ask their workers."""
 _NOTHING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 _BEGIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def _found(content: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(content) + content
 
 
 def _chunk(event: bytes) -> bytes:
@@ -45,49 +52,65 @@ _TOKEN = _chunk(
 
 
 class Wheel:
-    """All streams on one timer: a stream stays in its slot of the 20 ms, so that emissions are spread.
+    """All streams on one timer: a stream stays in its slot of the interval, so that emissions are spread.
 
-    `late` holds, for each token, how many seconds after its due time it was written.
+    `late` holds how many seconds after its due time each token was written or, where replies are written at
+    once, each look was taken: then that is how long a request may have waited to be seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float) -> None:
         self.late = array("d")
-        self._slots: list[list[Connection]] = [[] for _ in range(_SLOTS)]
+        self._tokens = 0
+        self._paced = interval > 0
+        self._slots: list[list[Connection]] = [[] for _ in range(max(1, round(interval / SLOT)))]
         self._turn = 0
         self._began = time.monotonic()
         self._busy = (nan, nan)
 
     def join(self, stream: Connection) -> None:
-        """Give a stream its first token about 20 ms from now."""
+        """Give a stream its tokens, the first an interval from now."""
         if isnan(self._busy[0]):
             self._busy = time.monotonic(), time.process_time()
-        self._slots[(self._turn - 1) % _SLOTS].append(stream)
+        if self._paced:
+            self._slots[(self._turn - 1) % len(self._slots)].append(stream)
+            return
+        self._tokens += stream.left
+        while stream.emit():
+            pass
 
     def report(self) -> dict[str, float]:
-        """Tokens written, lateness in seconds, and CPU time as a share of one core since the first stream."""
+        """Tokens written, lateness in seconds, CPU time as a share of one core since the first stream.
+
+        All begins anew.
+        """
         late = np.frombuffer(self.late) if self.late else np.zeros(1)
         since, used = self._busy
-        return {
-            "tokens": len(self.late),
+        found = {
+            "tokens": self._tokens,
             "late_p99_s": float(np.percentile(late, 99)),
             "late_max_s": float(late.max()),
             "cpu_share": (time.process_time() - used) / (time.monotonic() - since),
         }
+        self.late, self._tokens, self._busy = array("d"), 0, (nan, nan)
+        return found
 
     async def turn(self) -> None:
         """Emit what is due, for ever."""
         while True:
-            due = self._began + self._turn * _SLOT
+            due = self._began + self._turn * SLOT
             if (left := due - time.monotonic()) > 0:
                 await asyncio.sleep(left)
                 continue
-            slot = self._turn % _SLOTS
+            slot = self._turn % len(self._slots)
             self._turn += 1
-            if self._slots[slot]:
+            if not self._paced:
+                self.late.append(time.monotonic() - due)
+            elif self._slots[slot]:
                 self._slots[slot] = [stream for stream in self._slots[slot] if self._emit(stream, due)]
 
     def _emit(self, stream: Connection, due: float) -> bool:
         goes_on = stream.emit()
+        self._tokens += 1
         self.late.append(time.monotonic() - due)
         return goes_on
 
@@ -98,7 +121,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, wheel: Wheel) -> None:
         self._wheel = wheel
         self._received = b""
-        self._left = 0
+        self.left = 0
+        """Tokens that the reply lacks."""
         self._ending = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -114,28 +138,30 @@ class Connection(asyncio.Protocol):
             self._received = b""
             if head.startswith(b"POST /v1/completions "):
                 self._serve(orjson.loads(body))
+            elif head.startswith(b"GET /report "):
+                self._transport.write(_found(orjson.dumps(self._wheel.report())))
             else:
-                self._transport.write(_NOTHING)
+                self._transport.write(_found(b"{}") if _PROBE.match(head) else _NOTHING)
 
     def connection_lost(self, error: Exception | None) -> None:
         """The client has gone: its stream ends."""
-        self._left = 0
+        self.left = 0
 
     def emit(self) -> bool:
         """Write the next token; with the last one the end of the reply. Returns whether more are to come."""
-        self._left -= 1
-        if self._left > 0:
+        self.left -= 1
+        if self.left > 0:
             self._transport.write(_TOKEN)
-        elif self._left == 0:
+        elif self.left == 0:
             self._transport.write(_TOKEN + self._ending)
-        return self._left > 0
+        return self.left > 0
 
     def _serve(self, request: dict[str, Any]) -> None:
-        prompt, self._left = len(request["prompt"]), int(request["max_tokens"])
+        prompt, self.left = len(request["prompt"]), int(request["max_tokens"])
         usage = {
             "prompt_tokens": prompt,
-            "completion_tokens": self._left,
-            "total_tokens": prompt + self._left,
+            "completion_tokens": self.left,
+            "total_tokens": prompt + self.left,
         }
         events = [orjson.dumps({"choices": [], "usage": usage}), b"[DONE]"]
         self._ending = b"".join(map(_chunk, events)) + b"0\r\n\r\n"
@@ -143,18 +169,17 @@ class Connection(asyncio.Protocol):
         self._wheel.join(self)
 
 
-async def serve() -> dict[str, float]:
-    """Serve until standard input ends; returns `Wheel.report`."""
-    loop, wheel, closed = asyncio.get_running_loop(), Wheel(), asyncio.Event()
+async def serve(interval: float) -> None:
+    """Serve until standard input ends."""
+    loop, wheel, closed = asyncio.get_running_loop(), Wheel(interval), asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), closed.set)
     server = await loop.create_server(lambda: Connection(wheel), "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     turning = asyncio.create_task(wheel.turn())
     await closed.wait()
     turning.cancel()
-    return wheel.report()
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(serve())))
+        runner.run(serve(float(sys.argv[1]) if len(sys.argv) > 1 else INTERVAL))

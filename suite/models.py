@@ -26,14 +26,13 @@ from safetensors.numpy import save_file
 from suite import environments
 from suite.backends.simulator.presets import MODELS
 from suite.backends.simulator.presets import Model as Architecture
+from suite.content import SPECIAL, word
 from suite.errors import BadInput, did_you_mean
 from suite.files import DRAFT, writing
 from suite.validation import at, validated
 
 RECIPE = 1
 """Raised when the files are made in another way, so that none made before is taken for the new."""
-SPECIAL = ("<unk>", "<s>", "</s>")
-"""Tokens with the ids 0, 1, 2."""
 SEED = 0
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -61,6 +60,11 @@ class Model:
     max_length: int
     weight_bytes: int
     kv_bytes: int
+
+    @property
+    def is_made(self) -> bool:
+        """True if the suite has made it, so that `suite.content.spelled` writes its tokens."""
+        return self.name in RECIPES
 
     @property
     def is_local(self) -> bool:
@@ -266,8 +270,7 @@ def _config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _tokenizer(vocabulary: int) -> dict[str, Any]:
-    words = {token: i for i, token in enumerate(SPECIAL)}
-    words |= {f"w{i}": i for i in range(len(SPECIAL), vocabulary)}
+    words = {word(i): i for i in range(vocabulary)}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
         "version": "1.0",

@@ -1,4 +1,4 @@
-"""The load generator: replays a trace against servers that speak the OpenAI API, and says how well it did so.
+"""The load generator: replays a trace against a server that speaks the OpenAI API, and says how well it did.
 
 Requests go out at trace times (open loop); one that comes after others goes out a think time after the last
 of them has finished, with the replies the engine really gave in its prompt (closed loop). The sending is done
@@ -76,7 +76,7 @@ class Replayed:
 def replay(
     trace: Trace,
     content: Content,
-    targets: Sequence[Target],
+    target: Target,
     *,
     processes: int = 1,
     journal: Path | None = None,
@@ -86,15 +86,15 @@ def replay(
 ) -> Replayed:
     """Send every request of the trace and follow it to its end.
 
-    Requests that hang together by `after` go to one target, from one process; such groups are dealt round
-    robin. A request without an end after `timeout_s` seconds fails. Each that ends is appended to the file
-    `journal` as a line of JSON. If `alive` gives a reason why the server is dead, what is left fails for it.
-    No process is left behind, whatever happens.
+    Requests that hang together by `after` are sent by one process; such groups are dealt round robin. A
+    request without an end after `timeout_s` seconds fails. Each that ends is appended to the file `journal`
+    as a line of JSON. If `alive` gives a reason why the server is dead, what is left fails for it. No process
+    is left behind, whatever happens.
     """
     with ExitStack() as stack:
         notes = stack.enter_context(_Journal(journal)) if journal else None
         ledger = _Ledger(trace.requests, notes)
-        jobs = _jobs(trace, content, targets, processes, timeout_s)
+        jobs = _jobs(trace, content, target, processes, timeout_s)
         crew = [stack.enter_context(_Process(job)) for job in jobs]
         start = _start(crew)
         _collect(crew, ledger, progress, alive)
@@ -108,20 +108,18 @@ def replay(
 # -- dealing -----------------------------------------------------------------------------------------------
 
 
-def _jobs(
-    trace: Trace, content: Content, targets: Sequence[Target], processes: int, timeout_s: float
-) -> Iterator[Job]:
+def _jobs(trace: Trace, content: Content, target: Target, processes: int, timeout_s: float) -> Iterator[Job]:
     groups = _groups(trace.requests)
     numbers = {root: number for number, root in enumerate(dict.fromkeys(groups))}
     wanted = replied(trace.requests)
     for process in range(min(processes, len(numbers))):
         yield Job(
             tuple(
-                (request, targets[numbers[root] % len(targets)])
+                request
                 for request, root in zip(trace.requests, groups, strict=True)
                 if numbers[root] % processes == process
             ),
-            content, wanted, timeout_s,
+            target, content, wanted, timeout_s,
         )  # fmt: skip
 
 

@@ -1,7 +1,10 @@
 """What a run leaves behind: a folder with manifest, requests, service log and more, written as one piece.
 
 `requests.parquet`, one row per request of the trace, in trace order:
-    id, client, session (str or null)
+    id, client
+    worker (str or null)                        the replica it came to, such as "replica-0"; null where it
+                                                came to none, or where that is not known
+    session (str or null)
     arrival, admitted, first_token, finish      seconds on the run's clock, NaN where it never happened;
                                                 arrival = when it was sent, admitted = first admission
     prompt_tokens, output_tokens                tokens; output_tokens = tokens really generated
@@ -17,7 +20,7 @@
     error (str or null)                         what the engine or the connection said
 
 `service.parquet`, the service log, in time order:
-    time, client, extend, cached, recomputed, output
+    time, client, worker (as above), extend, cached, recomputed, output
 Input columns count at admission, output tokens as generated; a row with output may cover a whole stretch of
 decode steps that ended at `time`. What an abort leaves uncomputed comes back as a negative `extend`,
 and likewise what is not computed again after all as a negative `recomputed`.
@@ -36,23 +39,22 @@ first one has none (in a simulated run it is one token).
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from suite.errors import BadInput
-from suite.files import DRAFT, writing
+from suite.files import write_folder
 
 REQUEST_COLUMNS = (
-    "id", "client", "session", "arrival", "admitted", "first_token", "finish", "prompt_tokens",
-    "output_tokens", "cached_tokens", "recomputed_tokens", "preemptions", "weight", "status",
-    "send_lag", "error",
+    "id", "client", "worker", "session", "arrival", "admitted", "first_token", "finish",
+    "prompt_tokens", "output_tokens", "cached_tokens", "recomputed_tokens", "preemptions", "weight",
+    "status", "send_lag", "error",
 )  # fmt: skip
-SERVICE_COLUMNS = ("time", "client", "extend", "cached", "recomputed", "output")
+SERVICE_COLUMNS = ("time", "client", "worker", "extend", "cached", "recomputed", "output")
 STREAM_COLUMNS = ("id", "time", "tokens")
 SHARING_COLUMNS = ("payer", "client", "tokens")
 FRAMES = {
@@ -114,28 +116,15 @@ def write(run: Run, folder: Path) -> None:
 
     Raises `BadInput` naming the folder if it cannot be written.
     """
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _write(run, folder, Path(tempfile.mkdtemp(dir=folder.parent, prefix=DRAFT)))
+    write_folder(folder, partial(_fill, run))
 
 
-def _write(run: Run, folder: Path, draft: Path) -> None:
-    old = draft.with_name(f"{draft.name}.old")
-    try:
-        draft.chmod(0o755)
-        for name in FRAMES:
-            frame: pd.DataFrame | None = getattr(run, name)
-            if frame is not None:
-                frame.to_parquet(draft / f"{name}.parquet", index=False)
-        (draft / "manifest.json").write_text(
-            json.dumps(asdict(run.manifest), indent=2, sort_keys=True) + "\n"
-        )
-        if folder.exists():
-            folder.replace(old)
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+def _fill(run: Run, folder: Path) -> None:
+    for name in FRAMES:
+        frame: pd.DataFrame | None = getattr(run, name)
+        if frame is not None:
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
+    (folder / "manifest.json").write_text(json.dumps(asdict(run.manifest), indent=2, sort_keys=True) + "\n")
 
 
 def read(folder: Path) -> Run:

@@ -23,7 +23,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,13 +35,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import suite
-from suite import display, policies, results, workers
+from suite import display, policies, ray_cluster, results, workers
 from suite.backends.base import KEPT, Incomplete, Progress
 from suite.backends.base import Outcome as Served
 from suite.errors import BadInput
 from suite.experiment import Cell, Experiment, generate
 from suite.files import DRAFT, probe, write_atomically, writing
 from suite.metrics import sharing, summary
+from suite.plugins import blame
 from suite.report.experiment import failures
 from suite.results import Manifest, Run
 from suite.trace import Trace
@@ -138,13 +139,15 @@ def run(
     out: Path,
     *,
     processes: int,
+    ray: str | None = None,
     fresh: bool = False,
     report: bool = True,
     console: Console,
 ) -> Outcome:
     """Run those of the experiment's jobs that are not finished (with `fresh`, all), then write the report.
 
-    A job that fails is noted and does not stop the others. KeyboardInterrupt stops the workers; what is
+    They run in so many processes, or on the Ray cluster at the address `ray` (see `suite.ray_cluster`). A job
+    that fails is noted and does not stop the others. KeyboardInterrupt stops the workers; what is
     finished stays, nothing half-written does. Raises `BadInput` before any work if `out` cannot be written,
     or if another run writes there.
     """
@@ -153,7 +156,7 @@ def run(
         todo = [job for job in jobs if fresh or not job.is_finished]
         outcome = Outcome(out, len(jobs), skipped=len(jobs) - len(todo))
         try:
-            _work_off(_interleaved(experiment, todo), outcome, processes, console)
+            _work_off(_interleaved(experiment, todo), outcome, processes, ray, console)
             if _write_index(experiment, jobs, outcome) and report:
                 outcome.report = _report(out, console)
         except KeyboardInterrupt:
@@ -208,26 +211,37 @@ def _report(out: Path, console: Console) -> Report:
         return html.write_report(out)
 
 
-def _work_off(jobs: Sequence[Job], outcome: Outcome, processes: int, console: Console) -> None:
+def _work_off(
+    jobs: Sequence[Job], outcome: Outcome, processes: int, ray: str | None, console: Console
+) -> None:
     exclusive = any(job.cell.exclusive for job in jobs)
     try:
         with display.Cells([job.requests for job in jobs], console) as shown:
-            if exclusive:
+            if ray:
+                _follow(ray_cluster.run(_execute, jobs, ray, processes), jobs, outcome, shown)
+            elif exclusive:
                 _one_by_one(jobs, outcome, shown)
             else:
-                _in_processes(jobs, outcome, processes, shown)
+                _follow(workers.run(_execute, jobs, processes), jobs, outcome, shown)
     finally:
         _sweep(outcome.out / "cells")
 
 
-def _in_processes(jobs: Sequence[Job], outcome: Outcome, processes: int, shown: display.Cells) -> None:
-    with closing(workers.run(_execute, jobs, processes)) as events:
+def _follow(
+    work: Generator[workers.Event, None, None], jobs: Sequence[Job], outcome: Outcome, shown: display.Cells
+) -> None:
+    with closing(work) as events:
         for event in events:
-            if isinstance(event, workers.Progressed):
-                shown.update(event.index, event.share, event.note)
-            else:
-                shown.update(event.index, 1.0)
-                _note(event, jobs[event.index].cell.slug, outcome)
+            slug = jobs[event.index].cell.slug
+            match event:
+                case workers.Progressed():
+                    shown.update(event.index, event.share, event.note)
+                case workers.Retried():
+                    shown.update(event.index, 0.0)
+                    shown.say(f"{slug}: {event.reason}")
+                case _:
+                    shown.update(event.index, 1.0)
+                    _note(event, slug, outcome)
 
 
 def _one_by_one(jobs: Sequence[Job], outcome: Outcome, shown: display.Cells) -> None:
@@ -237,14 +251,14 @@ def _one_by_one(jobs: Sequence[Job], outcome: Outcome, shown: display.Cells) -> 
             try:
                 problem = _attempt(job, partial(shown.update, index))
             except Exception as error:
-                problem = policies.blame(error, job.cell.scheduler.file)
+                problem = blame(error, *job.cell.scheduler.files)
             shown.update(index, 1.0)
             _note(workers.Finished(index, problem), job.cell.slug, outcome)
 
 
 def _note(event: workers.Event, slug: str, outcome: Outcome) -> None:
     if isinstance(event, workers.Lost):
-        outcome.failed[slug] = f"its process died with exit code {event.exit_code} (out of memory, killed?)"
+        outcome.failed[slug] = event.reason
     elif isinstance(event, workers.Finished) and event.result is not None:
         outcome.failed[slug] = event.result
     elif isinstance(event, workers.Finished):
@@ -300,7 +314,7 @@ def _execute(job: Job, progress: Progress) -> str | None:
     try:
         return _attempt(job, progress)
     except BaseException as error:
-        return policies.blame(error, job.cell.scheduler.file)
+        return blame(error, *job.cell.scheduler.files)
 
 
 def _attempt(job: Job, progress: Progress) -> str | None:
@@ -345,17 +359,11 @@ def _run(job: Job, progress: Progress) -> Run:
 
 
 def _manifest(job: Job, trace: Trace, outcome: Served, times: dict[str, Any]) -> Manifest:
-    scheduler = job.cell.scheduler
     return Manifest(
         cell=job.digest,
         labels=job.cell.labels,
         trace={"digest": trace.digest, "header": asdict(trace.header)},
-        scheduler={
-            "name": scheduler.label,
-            "target": scheduler.target,
-            "parameters": scheduler.full_parameters,
-            "source": scheduler.source_digest,
-        },
+        scheduler=job.cell.scheduler.record,
         backend=job.cell.settings,
         engine=outcome.engine,
         versions=_versions(),
@@ -376,9 +384,10 @@ def _sample(cell: Cell) -> float:
     """Seconds per request over the first requests of the cell's trace."""
     trace = generate(cell.trace_key)
     sample = replace(trace, requests=trace.requests[:_SAMPLE])
+    scheduler = policies.parse("round-robin+fcfs" if cell.scheduler.router else "fcfs")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as logs:
-        cell.backend().run(sample, policies.parse("fcfs"), Path(logs), lambda share, note="": None)
+        cell.backend().run(sample, scheduler, Path(logs), lambda share, note="": None)
     return (time.perf_counter() - start) / len(sample.requests)
 
 

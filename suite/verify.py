@@ -26,6 +26,7 @@ from baselines.decisions import Entry, Recorder
 from suite import environments
 from suite.backends.base import KEPT
 from suite.backends.simulator import Simulator
+from suite.backends.simulator.cluster import alone
 from suite.backends.simulator.live import lives
 from suite.backends.virtual import Virtual, VirtualSGLang, VirtualVLLM
 from suite.errors import BadInput, did_you_mean
@@ -227,9 +228,9 @@ def _real(backend: Virtual, trace: Trace, spec: SchedulerSpec) -> tuple[_Course,
 
 def _simulated(backend: Simulator, trace: Trace, spec: SchedulerSpec) -> _Course:
     log: list[Entry] = []
-    engine = backend.engine_for(lives(trace), Recorder(spec.build(), log.append))
-    engine.run(_quiet)
-    numbers = [[getattr(live, name) for name in _NUMBERS.values()] for live in engine.requests]
+    requests, engine = lives(trace), backend.engine_for(Recorder(spec.build(), log.append))
+    alone(requests, engine).run(_quiet)
+    numbers = [[getattr(live, name) for name in _NUMBERS.values()] for live in requests]
     return _Course(_events(log), pd.DataFrame(numbers, columns=list(_NUMBERS)), engine.steps)
 
 

@@ -106,7 +106,7 @@ def trials(numbers: Sequence[int], processes: int, tell: Callable[[float], None]
     with closing(workers.run(trial, numbers, processes)) as events:
         for event in events:
             if isinstance(event, workers.Lost):
-                raise RuntimeError(f"trial {numbers[event.index]}: its process died ({event.exit_code})")
+                raise RuntimeError(f"trial {numbers[event.index]}: {event.reason}")
             if isinstance(event, workers.Finished):
                 found[event.index] = event.result
                 tell(len(found) / len(numbers))
@@ -140,16 +140,11 @@ def _scheduler() -> SchedulerSpec:
 
 
 def _manifest(trace: Trace, backend: Simulator, engine: dict[str, Any]) -> Manifest:
-    scheduler = _scheduler()
     return Manifest(
         cell="",
         labels={},
         trace={"digest": trace.digest, "header": asdict(trace.header)},
-        scheduler={
-            "name": scheduler.label,
-            "target": scheduler.target,
-            "parameters": scheduler.full_parameters,
-        },
+        scheduler=_scheduler().record,
         backend=backend.model_dump(mode="json"),
         engine=engine,
         versions={},

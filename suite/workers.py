@@ -37,14 +37,22 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """The process that worked on item number `index` died; `exit_code` is negative for a signal."""
+class Retried:
+    """What worked on item number `index` was lost, and the item is begun anew."""
 
     index: int
-    exit_code: int | None
+    reason: str
 
 
-Event: TypeAlias = Progressed | Finished | Lost
+@dataclass(frozen=True)
+class Lost:
+    """What worked on item number `index` was lost, and the item is given up."""
+
+    index: int
+    reason: str
+
+
+Event: TypeAlias = Progressed | Finished | Retried | Lost
 
 
 def run(task: Task, items: Sequence[Any], jobs: int) -> Generator[Event, None, None]:
@@ -100,7 +108,8 @@ class _Worker:
             kind, content = self.connection.recv()
         except (EOFError, OSError):
             self.reap()
-            return Lost(self._index, self._process.exitcode)
+            code = self._process.exitcode  # negative for a signal
+            return Lost(self._index, f"its process died with exit code {code} (out of memory, killed?)")
         return Progressed(self._index, *content) if kind == "progress" else Finished(self._index, content)
 
     def dismiss(self) -> None:
@@ -117,21 +126,29 @@ class _Worker:
 def _work(connection: Connection, task: Task) -> None:
     """The life of a worker: it ends with the pipe, or at SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    reported = 0.0
 
-    def report(share: float, note: str = "") -> None:
-        nonlocal reported
-        if share - reported >= _STEP:
-            reported = share
-            connection.send(("progress", (share, note)))
+    def tell(share: float, note: str) -> None:
+        connection.send(("progress", (share, note)))
 
     try:
         while True:
             item = connection.recv()
-            reported = 0.0
-            connection.send(("result", task(item, report)))
+            connection.send(("result", task(item, in_steps(tell))))
     except (EOFError, OSError):
         return
+
+
+def in_steps(tell: Callable[[float, str], None]) -> Callable[..., None]:
+    """A progress callback that tells only of steps worth a message."""
+    told = 0.0
+
+    def report(share: float, note: str = "") -> None:
+        nonlocal told
+        if share - told >= _STEP:
+            told = share
+            tell(share, note)
+
+    return report
 
 
 @contextmanager

@@ -93,9 +93,10 @@ class NaiveEngine(ABC):
         """Serve the whole trace, but those whom the policy never offers."""
         while True:
             self._take_arrivals()
-            plan = self._schedule()
+            plan = self.schedule()
             if plan:
-                self._execute(plan)
+                self.now += self.duration(plan)
+                self.execute(plan)
             elif times := [self._due(job) for job in self._sendable()]:
                 self.now = max(self.now, min(times))
             else:
@@ -122,13 +123,18 @@ class NaiveEngine(ABC):
 
     def _arrive(self, job: Job) -> None:
         job.arrival = self._due(job)
-        if not self._can_ever_fit(job):
+        if not self.receive(job):
             self._lose(job, "rejected")
-            return
+
+    def receive(self, job: Job) -> bool:
+        """Let a request wait, if it can ever be served."""
+        if not self._can_ever_fit(job):
+            return False
         job.sequence = self.sequence
         self.sequence += 1
         self._wait(job)
         self.policy.arrived(job, self.now)
+        return True
 
     def _lose(self, job: Job, status: str) -> None:
         job.status = status
@@ -179,9 +185,8 @@ class NaiveEngine(ABC):
 
     # -- the step ----------------------------------------------------------------------------------------
 
-    def _execute(self, plan: dict[Job, int]) -> None:
-        """Compute the planned tokens of each request, and deliver what they lead to."""
-        self.now += self._duration(plan)
+    def execute(self, plan: dict[Job, int]) -> None:
+        """At the end of a step: the planned tokens of each request are computed, with what they lead to."""
         self.steps += 1
         for job, new in plan.items():
             job.computed += new
@@ -196,7 +201,8 @@ class NaiveEngine(ABC):
             if job.status == "finished":
                 self.policy.finished(job, "stop", job.generated, 0, self.now)
 
-    def _duration(self, plan: dict[Job, int]) -> float:
+    def duration(self, plan: dict[Job, int]) -> float:
+        """Of the step that computes these tokens."""
         contexts = {job: job.computed + new for job, new in plan.items()}
         attended = sum(sum(range(job.computed + 1, contexts[job] + 1)) for job in plan)
         return self.cost.step(sum(plan.values()), attended, sum(contexts.values()), len(plan))
@@ -225,7 +231,7 @@ class NaiveEngine(ABC):
     def _can_ever_fit(self, job: Job) -> bool: ...
 
     @abstractmethod
-    def _schedule(self) -> dict[Job, int]:
+    def schedule(self) -> dict[Job, int]:
         """Tokens each request computes in the next step, in batch order."""
 
     @abstractmethod

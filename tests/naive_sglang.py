@@ -166,7 +166,7 @@ class NaiveSGLang(NaiveEngine):
         longest = self.kv_tokens - 1  # `max_req_len`
         return prompt < longest - 5 and output <= longest - prompt - 1
 
-    def _schedule(self) -> dict[Job, int]:
+    def schedule(self) -> dict[Job, int]:
         self._merge_last()
         plan = self._prefill_batch()
         self.last = list(plan)

@@ -57,7 +57,7 @@ class NaiveVLLM(NaiveEngine):
     def _can_ever_fit(self, job: Job) -> bool:
         return ceil((len(job.prompt) + len(job.output) - 1) / BLOCK) <= self.pool_size
 
-    def _schedule(self) -> dict[Job, int]:
+    def schedule(self) -> dict[Job, int]:
         self.budget, self.plan = self.token_budget, {}
         preempted = self._schedule_running()
         if not preempted:

@@ -22,9 +22,9 @@ def requests(*rows: dict[str, Any]) -> pd.DataFrame:
 
 def _request(i: int, client: str, arrival: float, **given: Any) -> dict[str, Any]:
     row = {
-        "id": f"r{i}", "client": client, "session": None, "arrival": arrival, "admitted": arrival,
-        "first_token": NAN, "finish": NAN, "prompt_tokens": 10, "output_tokens": 1, "cached_tokens": 0,
-        "recomputed_tokens": 0, "preemptions": 0, "weight": 1.0, "status": "finished",
+        "id": f"r{i}", "client": client, "worker": "replica-0", "session": None, "arrival": arrival,
+        "admitted": arrival, "first_token": NAN, "finish": NAN, "prompt_tokens": 10, "output_tokens": 1,
+        "cached_tokens": 0, "recomputed_tokens": 0, "preemptions": 0, "weight": 1.0, "status": "finished",
         "send_lag": 0.0, "error": None, **given,
     }  # fmt: skip
     if pd.isna(row["first_token"]):
@@ -52,8 +52,8 @@ def service(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for r in frame[frame["status"] == "finished"].itertuples():
         extend = r.prompt_tokens - r.cached_tokens
-        rows.append((r.admitted, r.client, extend, r.cached_tokens, 0, 0))
-        rows.append((r.finish, r.client, 0, 0, r.recomputed_tokens, r.output_tokens))
+        rows.append((r.admitted, r.client, r.worker, extend, r.cached_tokens, 0, 0))
+        rows.append((r.finish, r.client, r.worker, 0, 0, r.recomputed_tokens, r.output_tokens))
     return pd.DataFrame(rows, columns=list(SERVICE_COLUMNS)).sort_values(
         "time", kind="stable", ignore_index=True
     )
@@ -78,6 +78,7 @@ def run(
             "target": "baselines.x:X",
             "parameters": {},
             "source": "2" * 64,
+            "router": None,
         },
         backend={"kind": "simulator"},
         engine={"kv_tokens": 1000},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pandas as pd
 import pytest
 
 from suite import bench_client
+from suite.backends.servers import ask
 from suite.bench_client import _against_mock, _cells, _measured, _ours, _rows, _run
 from suite.errors import BadInput
 
@@ -37,11 +37,12 @@ def test_the_mock_server_answers_what_it_does_not_know_and_ends_with_its_input()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        ask = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{port}/metrics')"
-        asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
-        assert "HTTP Error 404" in asked.stderr
-        told, _ = server.communicate(timeout=20)
-    assert json.loads(told)["tokens"] == 0
+        with pytest.raises(OSError, match="404"):
+            ask(f"http://127.0.0.1:{port}/metrics")
+        assert ask(f"http://127.0.0.1:{port}/health") == {}
+        report = ask(f"http://127.0.0.1:{port}/report")
+        server.communicate(timeout=20)
+    assert report["tokens"] == 0
     assert server.returncode == 0
 
 

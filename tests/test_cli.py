@@ -95,7 +95,7 @@ def without_figures(folder: Path) -> Report:
 
 
 def test_the_readmes_scheduler_runs_beside_the_baselines(suite: Suite, tmp_path: Path):
-    (tmp_path / "my_idea.py").write_text(example("python", "class "))
+    (tmp_path / "my_idea.py").write_text(example("python", "(Scheduler)"))
     done = suite("run", "-w", "tiny.yaml", "-s", "vtc", "-s", "my_idea.py:MyIdea:patience=5", "-o", "out")
     assert done.code == 0, done.err
     assert json.loads(Path("out/experiment.json").read_text())["cells"] == [
@@ -119,6 +119,33 @@ def test_the_readmes_scheduler_runs_beside_the_baselines(suite: Suite, tmp_path:
     assert Path("out/report.html").is_file()
 
 
+def test_the_readmes_router_runs_before_replicas(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("suite.report.html.write_report", without_figures)
+    (tmp_path / "my_router.py").write_text(example("python", "(Router)"))
+    mine, theirs = "my_router.py:MyRouter+fcfs", "d2lpm:quantum=500+dlpm"
+    done = suite(
+        "run", "-w", "tiny.yaml", "-s", mine, "-s", theirs, "--set", "backend.replicas=2", "-o", "out"
+    )
+    assert done.code == 0, done.err
+    for shown in ("my-router+fcfs", theirs, "imbalance"):
+        assert shown in done.out
+    runs = {run.manifest.labels["policy"]: run for run in map(results.read, Path("out/cells").iterdir())}
+    assert runs["d2lpm+dlpm"].manifest.scheduler["router"]["parameters"]["quantum"] == 500
+    served = runs["my-router+fcfs"].requests
+    assert set(served["worker"]) == {"replica-0", "replica-1"}
+    assert (served.groupby("client")["worker"].nunique() == 1).all()
+
+
+def test_the_readmes_experiment_of_routers_resolves(suite: Suite, tmp_path: Path):
+    (tmp_path / "my_router.py").write_text(example("python", "(Router)"))
+    (tmp_path / "routed.yaml").write_text(example("yaml", "name: routed"))
+    done = suite("run", "routed.yaml", "--dry-run")
+    assert done.code == 0, done.err
+    assert "15 cells, 15 to run" in done.out
+
+
 def test_the_readmes_workload_generates(suite: Suite):
     spec = example("yaml", "family:")
     Path("mine.yaml").write_text(spec)
@@ -129,8 +156,8 @@ def test_the_readmes_workload_generates(suite: Suite):
 
 
 def test_the_readmes_experiment_resolves(suite: Suite):
-    Path("mine.yaml").write_text(example("yaml", "sweep:"))
-    Path("my_idea.py").write_text(example("python", "class "))
+    Path("mine.yaml").write_text(example("yaml", "name: mine"))
+    Path("my_idea.py").write_text(example("python", "(Scheduler)"))
     done = suite("run", "mine.yaml", "--dry-run")
     assert done.code == 0, done.err
     assert not Path("results").exists(), "a dry run writes nothing"
@@ -174,6 +201,9 @@ def test_lists_name_what_there_is(suite: Suite):
     schedulers = suite("schedulers").out
     for expected in ("fcfs", "lpm", "vtc", "dlpm", "quantum=2000", "Serve by longest prefix"):
         assert expected in schedulers
+    routers = suite("routers").out
+    for expected in ("round-robin", "d2lpm", "quantum=20000", "vllm-router:sticky_least_loaded"):
+        assert expected in routers
     workloads = suite("workload", "list").out
     for expected in ("chat", "document", "mixed", "shared_document"):
         assert expected in workloads
@@ -181,7 +211,16 @@ def test_lists_name_what_there_is(suite: Suite):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["schedulers"], ["report"], ["compare"], ["verify", "compare"], ["bench", "simulator"]]
+    [
+        [],
+        ["run"],
+        ["schedulers"],
+        ["routers"],
+        ["report"],
+        ["compare"],
+        ["verify", "compare"],
+        ["bench", "simulator"],
+    ]
     + [["workload", name] for name in ("generate", "describe", "import", "list")],
 )
 def test_help_teaches_by_example(command: list[str], suite: Suite):
@@ -210,6 +249,12 @@ def test_the_installed_script_starts_without_the_heavy_libraries():
         ("run -w tiny.yaml -s fcfs --set workload.rate=-1", "rate: "),
         ("run gone.yaml", "gone.yaml: not an experiment; no such file"),
         ("run typo.yaml", "typo.yaml: schedulars: unknown key; did you mean 'schedulers'?"),
+        ("run -w tiny.yaml -s d2lmp+dlpm", "d2lmp+dlpm: unknown router 'd2lmp'; did you mean 'd2lpm'?"),
+        ("run -w tiny.yaml -s lpm+dlpm", "'lpm' is a scheduler, not a router; write ROUTER+SCHEDULER"),
+        (
+            "run -w tiny.yaml -s lpm --set backend.replicas=2",
+            "2 replicas need a router; write round-robin+lpm",
+        ),
         ("run -w tiny.yaml -s fcfs --set load", "'load': not an assignment; write KEY=VALUE"),
         ("run -w gone.yaml -s fcfs", "gone.yaml: no such workload"),
         ("run -w tiny.yaml -s gone.py:Gone", "gone.py: no such file"),

@@ -225,6 +225,17 @@ def test_a_candidate_is_known_by_what_it_is(tmp_path: Path):
     assert compare.matching(swept, ["dlpm:quantum=7"]) == ["dlpm:quantum=7"]
 
 
+def test_a_candidate_behind_a_router_is_known_by_both(tmp_path: Path):
+    path = tmp_path / "e.yaml"
+    schedulers = ["d2lpm+dlpm", "round-robin+dlpm", "dlpm"]
+    path.write_text(yaml.safe_dump({"name": "e", "workloads": [TINY], "schedulers": schedulers}))
+    swept = compare.experiments.load(str(path), sweep={"d2lpm.quantum": [5, 7]})
+    routed = ["d2lpm:quantum=5+dlpm", "d2lpm:quantum=7+dlpm"]
+    assert compare.matching(swept, ["d2lpm+dlpm"]) == routed
+    assert compare.matching(swept, ["d2lpm:quantum=7+dlpm"]) == routed[1:]
+    assert compare.matching(swept, ["dlpm"]) == ["dlpm"]
+
+
 def test_a_score_card_holds_candidates_against_all_others(folder: Path):
     found = compare.card(folder, tables.collect(folder), ["fast"]).effects
     assert {(one.candidate, one.baseline) for one in found} == {("fast", "slow"), ("fast", "third")}

@@ -13,6 +13,7 @@ from baselines.decisions import Diverged, Entry, Recorder, replayed
 from baselines.dlpm import DLPM
 from baselines.fcfs import FCFS
 from baselines.lpm import LPM, LPMWithFallback
+from baselines.preble_groups import PrebleGroups
 from baselines.scheduler import Candidates, Request, Scheduler, Waiting
 from baselines.vtc import VTC
 from suite.verify import random_case
@@ -24,6 +25,7 @@ POLICIES: dict[str, Callable[[], Scheduler]] = {
     "vtc": VTC,
     "vtc-extend": lambda: VTC(charge="extend"),
     "dlpm": lambda: DLPM(quantum=60),
+    "preble-groups": PrebleGroups,
 }
 KINDS = ("arrived", "admitted", "resumed", "generated", "preempted", "finished", "decide", "offer", "refused")
 
@@ -40,7 +42,7 @@ def logged(policy: Scheduler, seed: int) -> list[Entry]:
     """The log of a random run in the simulator, as it would stand in a file."""
     log: list[Entry] = []
     case = random_case(seed)
-    simulated(case, "vllm" if seed % 2 else "sglang", Recorder(policy, log.append)).run(lambda share: None)
+    simulated(case, "vllm" if seed % 2 else "sglang", Recorder(policy, log.append))
     return [json.loads(json.dumps(entry)) for entry in log]
 
 
@@ -52,7 +54,9 @@ def test_a_fresh_policy_gives_the_log_back(name: str) -> None:
         log = logged(build(), seed)
         assert replayed(log, build()) == log
         seen.update(kind for kind, *_ in log)
-    kinds = {*KINDS, *(["matched"] if name == "matched" else ["longest"] if "lpm" in name else [])}
+    asks = dict.fromkeys(("matched", "preble-groups"), "matched")
+    asks |= dict.fromkeys(("lpm", "lpm-fallback", "dlpm"), "longest")
+    kinds = {*KINDS, *([asks[name]] if name in asks else [])}
     assert not {kind for kind in kinds if not seen[kind]}, "some entries were never compared"
 
 
@@ -60,8 +64,7 @@ def test_recording_changes_nothing() -> None:
     for seed in range(6):
         runs = []
         for policy in (DLPM(quantum=60), Recorder(DLPM(quantum=60), lambda entry: None)):
-            engine = simulated(random_case(seed), "vllm", policy)
-            engine.run(lambda share: None)
+            _, engine = simulated(random_case(seed), "vllm", policy)
             runs.append((engine.steps, engine.now, engine.journal.rows))
         assert runs[0] == runs[1]
 

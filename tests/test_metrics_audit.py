@@ -16,8 +16,8 @@ from synthetic_runs import rejected, requests, run, service, starved
 
 from suite.backends.simulator import Simulator
 from suite.metrics.audit import ALONE, COLUMNS, audit, curve
-from suite.metrics.backlog import MOST_CLIENTS, Backlog
-from suite.metrics.bounds import Bound, bound
+from suite.metrics.backlog import MOST_CLIENTS, Backlog, at_replica
+from suite.metrics.bounds import Bound, bound, replica_bounds
 from suite.metrics.service import DEFAULT_WEIGHTS, KINDS, Kind, curves
 from suite.policies import parse
 from suite.results import SERVICE_COLUMNS, Manifest, Run
@@ -60,7 +60,10 @@ def _waiting(waits: list[tuple[str, int, int | None]]) -> pd.DataFrame:
 
 
 def _log(rows: list[tuple[int, str, int, int, int]]) -> pd.DataFrame:
-    full = [(float(time), client, extend, cached, 0, output) for time, client, extend, cached, output in rows]
+    full = [
+        (float(time), client, "replica-0", extend, cached, 0, output)
+        for time, client, extend, cached, output in rows
+    ]
     return pd.DataFrame(full, columns=list(SERVICE_COLUMNS)).sort_values("time", kind="stable")
 
 
@@ -124,55 +127,93 @@ def test_of_many_clients_those_that_waited_longest_are_looked_at_and_it_is_said(
 # -- bounds ----------------------------------------------------------------------------------------------
 
 
-def _of(target: str, parameters: dict[str, Any], replicas: int = 1) -> Bound | str:
-    """The bound of a run with a prompt of 300 tokens, where at most 70 output tokens were yet to come."""
+def _of(target: str, parameters: dict[str, Any], router: str | None = None, replicas: int = 1) -> Run:
+    """A run with a prompt of 300 tokens, where at most 70 output tokens were yet to come.
+
+    With several replicas that is so at replica-0; at replica-1 it is a prompt of 500 and 10 output tokens.
+    """
     frame = requests(
         {"client": "a", "arrival": 0, "finish": 1, "prompt_tokens": 300, "output_tokens": 20},
         {"client": "a", "arrival": 0, "admitted": 1, "finish": 9, "output_tokens": 30},
         {"client": "b", "arrival": 1, "finish": 7, "prompt_tokens": 100, "output_tokens": 40},
-        {**rejected("b", 0), "prompt_tokens": 50_000},
-    )
+        {**rejected("b", 0), "prompt_tokens": 50_000, "worker": None},
+        *[{"client": "b", "arrival": 2, "finish": 7, "prompt_tokens": 500, "output_tokens": 10,
+           "worker": "replica-1"}] * (replicas > 1),
+    )  # fmt: skip
     made = run(frame)
+    before = router and {"name": router.split(":")[1], "target": router, "parameters": {}, "source": ""}
     manifest = replace(
         made.manifest,
-        scheduler={"name": "x", "target": target, "parameters": parameters, "source": ""},
+        scheduler={"name": "x", "target": target, "parameters": parameters, "source": "", "router": before},
         backend={"kind": "simulator", "replicas": replicas},
     )
-    return bound(replace(made, manifest=manifest))
+    return replace(made, manifest=manifest)
+
+
+def _bound(*of: Any, **more: Any) -> Bound:
+    found = bound(_of(*of, **more))
+    assert isinstance(found, Bound), found
+    return found
 
 
 WEIGHTS = {"input_weight": 1.0, "output_weight": 2.0}
+VTC = ("baselines.vtc:VTC", {"charge": "full", **WEIGHTS})
+DLPM = ("baselines.dlpm:DLPM", {"quantum": 1000.0, **WEIGHTS})
+D2LPM, ROUND_ROBIN = "baselines.d2lpm:D2LPM", "baselines.round_robin:RoundRobin"
 
 
 def test_bounds_by_hand() -> None:
     """At 1 s the first 20 outputs are there and 30 + 40 are to come: U = 300 + 2 * 70."""
-    vtc = _of("baselines.vtc:VTC", {"charge": "full", **WEIGHTS})
-    assert isinstance(vtc, Bound)
+    vtc = _bound(*VTC)
     assert (vtc.service, vtc.between(1, 1), vtc.between(1, 2)) == ("client", 880, 660)
-    extend = _of("baselines.vtc:VTC", {"charge": "extend", **WEIGHTS})
-    assert isinstance(extend, Bound)
+    extend = _bound("baselines.vtc:VTC", {"charge": "extend", **WEIGHTS})
     assert (extend.service, extend.between(1, 1)) == ("actual", 880)
-    dlpm = _of("baselines.dlpm:DLPM", {"quantum": 1000.0, **WEIGHTS})
-    assert isinstance(dlpm, Bound)
+    dlpm = _bound(*DLPM)
     assert (dlpm.service, dlpm.between(1, 1), dlpm.between(2, 4)) == ("actual", 2880, 2330)
 
 
-def test_the_bound_of_replicas_is_so_many_times_that_of_one() -> None:
-    d2lpm = _of("baselines.d2lpm:D2LPM", {"quantum": 1000.0, **WEIGHTS}, replicas=4)
-    assert isinstance(d2lpm, Bound)
-    assert d2lpm.between(1, 1) == 4 * 2880
+def test_the_bound_of_replicas_is_so_many_times_the_largest_of_one() -> None:
+    """U of replica-1 is 500 + 2 * 10, that of replica-0 is 440 with the requests of replica-1 left out."""
+    for policy, router, one in (
+        (DLPM, D2LPM, 2 * (520 + 1000)),
+        (VTC, D2LPM, 2 * 520),
+        (VTC, "baselines.client_round_robin:ClientRoundRobin", 2 * 520),
+    ):
+        assert _bound(*policy, router=router, replicas=4).between(1, 1) == 4 * one
+
+
+def test_each_replica_has_a_bound_of_its_own_whatever_the_router() -> None:
+    for router in (D2LPM, ROUND_ROBIN):
+        found = replica_bounds(_of(*DLPM, router=router, replicas=2))
+        assert {worker: one.between(1, 1) for worker, one in found.items()} == {
+            "replica-0": 2 * (440 + 1000), "replica-1": 2 * (520 + 1000),
+        }  # fmt: skip
+
+
+def test_one_replica_has_no_bound_beside_that_of_the_run() -> None:
+    assert replica_bounds(_of(*DLPM)) == {}
+    assert replica_bounds(_of("baselines.fcfs:FCFS", {}, ROUND_ROBIN, 2)) == {}
+    unknown = _of(*DLPM, router="sglang-router:cache_aware", replicas=2)
+    unknown.requests["worker"] = None
+    assert replica_bounds(unknown) == {}
+
+
+def test_a_router_before_one_replica_changes_no_bound() -> None:
+    assert _bound(*DLPM, router=ROUND_ROBIN) == _bound(*DLPM)
 
 
 def test_the_weights_of_the_policy_are_those_of_the_bound() -> None:
-    dlpm = _of("baselines.dlpm:DLPM", {"quantum": 0.5, "input_weight": 3.0, "output_weight": 0.1})
-    assert isinstance(dlpm, Bound)
+    dlpm = _bound("baselines.dlpm:DLPM", {"quantum": 0.5, "input_weight": 3.0, "output_weight": 0.1})
     assert tuple(dlpm.weights) == (3.0, 0.1)
     assert dlpm.between(1, 1) == pytest.approx(2 * (900 + 7 + 0.5))
 
 
 def test_where_there_is_no_bound_the_reason_is_given() -> None:
-    assert _of("baselines.fcfs:FCFS", {}) == "no bound is known for x"
-    assert _of("mine.py:DLPM", {}) == "no bound is known for x"
+    assert bound(_of("baselines.fcfs:FCFS", {})) == "no bound is known for x"
+    assert bound(_of("mine.py:DLPM", {})) == "no bound is known for x"
+    for router in (ROUND_ROBIN, "baselines.client_round_robin:ClientRoundRobin"):
+        found = bound(_of(*DLPM, router=router, replicas=2))
+        assert found == f"no bound is known for DLPM behind {router.split(':')[1]}"
 
 
 # -- runs ------------------------------------------------------------------------------------------------
@@ -185,9 +226,7 @@ def simulated(trace: Trace, scheduler: str, labelled: str | None = None, **limit
     spec = parse(labelled or scheduler)
     manifest = Manifest(
         cell="0", labels={}, trace={"digest": trace.digest, "header": {}},
-        scheduler={"name": spec.label, "target": spec.target, "parameters": spec.full_parameters,
-                   "source": spec.source_digest},
-        backend=backend.model_dump(mode="json"), engine=outcome.engine, versions={},
+        scheduler=spec.record, backend=backend.model_dump(mode="json"), engine=outcome.engine, versions={},
     )  # fmt: skip
     return Run(manifest, outcome.requests, outcome.service, outcome.streams)
 
@@ -261,6 +300,61 @@ def test_a_batch_that_ends_bit_by_bit_goes_beyond_the_pool_and_not_beyond_the_bo
     assert row["bound_held"] is True
 
 
+ROUTED = ("d2lpm:quantum=300+dlpm:quantum=100", "client-round-robin+vtc", "power-of-two+dlpm:quantum=1")
+
+
+@pytest.mark.parametrize("policy", ROUTED)
+@settings(max_examples=20, deadline=None)
+@given(trace=adversarial(), machine=machines, replicas=st.integers(2, 3), delay=st.sampled_from([0.0, 0.01]))
+def test_no_replica_breaks_its_bound(
+    policy: str, trace: Trace, machine: dict[str, Any], replicas: int, delay: float
+) -> None:
+    losses = [{"replica": 0, "at": 0.05, "back": 0.2}]
+    made = simulated(trace, policy, replicas=replicas, dispatch_delay=delay, losses=losses, **machine)
+    row = audit(made)
+    assert row["worker_held"] is not False, row
+
+
+def test_replicas_are_audited_each_on_its_own() -> None:
+    """a and b wait at replica-0 from 0 to 9 s, while a gets 100 there and 400 at replica-1."""
+    waiting = [{"client": client, "arrival": 0, "admitted": 9, "finish": 9} for client in "ab"]
+    frame = requests(
+        *waiting, {"client": "a", "arrival": 0, "finish": 1, "prompt_tokens": 98},
+        {"client": "a", "arrival": 1, "finish": 2, "prompt_tokens": 398, "worker": "replica-1"},
+    )  # fmt: skip
+    made = replace(_of(*DLPM, router=D2LPM, replicas=2), requests=frame, service=service(frame))
+    row = audit(made)
+    assert (row["worker_gap"], row["worker_bound"], row["worker_held"]) == (
+        100,
+        2 * (98 + 2 + 1000),
+        True,
+    )
+    assert row["bound_gap"] == 100 + 400
+    tight = replace(
+        made.manifest, scheduler=made.manifest.scheduler | {"parameters": DLPM[1] | {"quantum": -80}}
+    )
+    assert (
+        audit(replace(made, manifest=tight))["worker_window"] == "replica-0: 'a' ahead of 'b' from 0 s to 1 s"
+    )
+
+
+def test_a_request_waits_at_a_replica_from_when_it_was_surely_there() -> None:
+    frame = requests(
+        {"client": "a", "arrival": 1, "admitted": 2, "finish": 3},
+        {"client": "a", "arrival": 1, "admitted": 6, "finish": 7},
+        {"client": "a", "arrival": 6, "admitted": 9, "finish": 9},
+        starved("a", 1.0),
+        {"client": "a", "arrival": 1, "finish": 3, "worker": "replica-1"},
+    )
+    made = run(frame)
+    backend = {"dispatch_delay": 0.5, "losses": [{"replica": 1, "at": 3.0, "back": 5.0},
+                                                 {"replica": 1, "at": 8.0, "back": None}]}  # fmt: skip
+    there, log = at_replica(replace(made, manifest=replace(made.manifest, backend=backend)), "replica-0")
+    assert there["arrival"].tolist() == [1.5, 5.5, 8.5, 8.5]
+    assert (log["worker"] == "replica-0").all()
+    assert len(log) == 6
+
+
 def favourites() -> Trace:
     """Forty requests each of a and b, at once, all alike."""
     made = (
@@ -299,6 +393,23 @@ def test_an_unfair_policy_breaks_the_bound_and_the_window_is_named(condition: st
     gap = None if (made.requests["status"] == "starved").any() else row["bound_gap"]
     assert row["backlogged_gap_actual"] == row["backlogged_gap_client"] == gap
     assert audit(simulated(favourites(), "dlpm:quantum=10", max_running=2))["bound_held"] is True
+
+
+def test_an_unfair_scheduler_breaks_the_bound_of_its_replica_and_it_is_named(tmp_path: Path) -> None:
+    """For the total nothing is promised here; each replica has its own bound, 140 as above."""
+    file = tmp_path / "unfair.py"
+    file.write_text(UNFAIR.format(condition="True"))
+    told = "client-round-robin+dlpm:quantum=10"
+    row = audit(
+        simulated(favourites(), f"client-round-robin+{file}:Favourite", told, max_running=2, replicas=2)
+    )
+    assert row["bound_none"] == "no bound is known for DLPM behind client-round-robin"
+    assert (row["worker_bound"], row["worker_held"]) == (140, False)
+    assert str(row["worker_window"]).startswith("replica-0: 'a' ahead of 'b' from 0 s to ")
+    fair = audit(simulated(favourites(), told, max_running=2, replicas=2))
+    assert fair["worker_held"] is True
+    assert isinstance(fair["worker_gap"], float)
+    assert fair["worker_gap"] < 140
 
 
 def test_who_starves_beside_a_client_that_never_waits_makes_no_small_gap() -> None:

@@ -86,7 +86,7 @@ def test_the_accumulated_difference_is_between_all_service_so_far():
 
 
 def test_the_accumulated_gap_is_seen_between_a_prompt_and_the_next_output():
-    rows = [(0.0, "a", 10, 0, 0, 0), (1.0, "b", 0, 0, 0, 5)]
+    rows = [(0.0, "a", "replica-0", 10, 0, 0, 0), (1.0, "b", "replica-0", 0, 0, 0, 5)]
     log = curves(pd.DataFrame(rows, columns=list(SERVICE_COLUMNS)), ["a", "b"], "actual")
     assert fairness.accumulated_gap(log, pd.Series({"a": 1.0, "b": 1.0})) == 10
 

@@ -55,6 +55,7 @@ def test_a_sound_run_in_real_time_shows_what_was_measured() -> None:
         "client's busiest process": ("45% of a core", "at most 90% of a core"),
         "cache at the start": ("0 cached blocks", "empty"),
         "policy at work": ("baselines.x:X, source 22222222", "the one asked for"),
+        "replicas": ("1", "none lost unasked"),
         "replies of another length": ("0 of 2", "note"),
         "failed requests": ("0 of 2", "none"),
         "starved requests": ("0 of 2", "note: infinite latency"),

@@ -19,7 +19,7 @@ import pytest
 
 from suite import replay as replaying
 from suite.content import Content
-from suite.dialect import never_fits
+from suite.dialect import CLIENT, Replies, body, never_fits
 from suite.replay import Replayed, Target, replay
 from suite.results import STREAM_COLUMNS
 from suite.trace import Header, Request, Segment, Trace, checked
@@ -39,14 +39,12 @@ def trace_of(*requests: Request) -> Trace:
     return checked(Trace(Header("test", 3, "test"), requests))
 
 
-def replayed(trace: Trace, *servers: MockServer, **options: Any) -> Replayed:
+def replayed(trace: Trace, server: MockServer, **options: Any) -> Replayed:
     """The trace replayed in vLLM's dialect, unless `target` changes that."""
-    target: Mapping[str, Any] = options.pop("target", {})
-    targets = [
-        replace(Target(server.url, "mock", "vllm", "completions", "tokens"), **target) for server in servers
-    ]
+    changes: Mapping[str, Any] = options.pop("target", {})
+    target = replace(Target(server.url, "mock", "vllm", "completions", "tokens"), **changes)
     quiet = {"progress": lambda share, note="": None, "timeout_s": 20.0}
-    return replay(trace, CONTENT, targets, **(quiet | options))
+    return replay(trace, CONTENT, target, **(quiet | options))
 
 
 def rows(result: Replayed) -> dict[str, Any]:
@@ -161,16 +159,14 @@ def test_a_request_waits_for_the_last_of_its_parents_and_for_its_arrival():
     assert asked["join"].body["prompt"][6:] == replies
 
 
-def test_groups_are_dealt_over_processes_and_targets_and_the_outcome_is_the_same():
+def test_groups_are_dealt_over_processes_and_the_outcome_is_the_same():
     requests = [request(f"{group}/{turn}", after=(f"{group}/{turn - 1}",) if turn else ())
                 for turn in range(3) for group in "abcd"]  # fmt: skip
     outcomes = []
     for processes in (1, 3):
-        with MockServer() as one, MockServer() as other:
-            result = replayed(trace_of(*requests), one, other, processes=processes)
-        groups = [{asked.id[0] for asked in server.asked} for server in (one, other)]
-        assert groups == [{"a", "c"}, {"b", "d"}]
-        assert len(one.asked) == len(other.asked) == 6
+        with MockServer() as server:
+            result = replayed(trace_of(*requests), server, processes=processes)
+        assert len(server.asked) == 12
         assert result.health["processes"] == len(result.health["cpu_shares"]) == processes
         columns = ["id", "client", "status", "prompt_tokens", "output_tokens", "cached_tokens", "error"]
         outcomes.append(result.requests[columns])
@@ -178,10 +174,49 @@ def test_groups_are_dealt_over_processes_and_targets_and_the_outcome_is_the_same
     pd.testing.assert_frame_equal(*outcomes)
 
 
+@pytest.mark.parametrize(
+    ("client", "header"), [("alice", "alice"), ("Zoë", "Zoë"), ("two\nlines", None), (" padded", None)]
+)
+def test_a_header_names_the_client_where_it_can(client: str, header: str | None):
+    with MockServer() as server:
+        result = replayed(trace_of(request("a", client=client)), server)
+    (asked,) = server.asked
+    assert asked.headers.get(CLIENT) == header
+    assert asked.body["vllm_xargs"]["client_id"] == client
+    assert list(result.requests["status"]) == ["finished"]
+
+
 def test_there_are_no_more_processes_than_groups():
     with MockServer() as server:
         result = replayed(trace_of(request("a"), request("b", after=("a",))), server, processes=4)
     assert result.health["processes"] == 1
+
+
+def test_prompts_of_words_have_the_traces_tokens_replies_included():
+    """Ids 0 to 2 are special tokens, which stand in replies only."""
+    trace = trace_of(request("a"), request("b", after=("a",)))
+    with MockServer() as server:
+        server.reply_ids = lambda id, tokens: [0, 2, 9][:tokens]  # type: ignore[method-assign]
+        result = replayed(trace, server, target={"prompts": "words"})
+    first, second = (server.by_id()[id].body for id in "ab")
+    assert first["prompt"] == " ".join(f"w{id}" for id in CONTENT.segment("own:a", 6))
+    assert first["return_token_ids"] is True
+    assert second["prompt"].split(" ")[6:] == ["<unk>", "</s>", "w9"]
+    assert list(result.requests["prompt_tokens"]) == [6, 9]
+
+
+def test_sglang_behind_anothers_router_is_told_by_its_own_id():
+    sent = request("a", client="alice", weight=2.0)
+    direct, behind = (
+        Target("http://x", "mock", "sglang", "generate", "tokens", peer=peer) for peer in (False, True)
+    )
+    bodies = [json.loads(body(sent, one, CONTENT, Replies(), wanted=False)) for one in (direct, behind)]
+    said = {"client_id": "alice", "request_id": "a", "weight": 2.0, "priority": 0}
+    assert bodies[0]["routing_key"] == "alice"
+    assert bodies[0]["sampling_params"].pop("custom_params") == said
+    assert json.loads(bodies[1]["rid"]) == said
+    assert not {"routing_key", "custom_params"} & {*bodies[1], *bodies[1]["sampling_params"]}
+    assert bodies[0]["sampling_params"] == bodies[1]["sampling_params"]
 
 
 # -- other dialects ----------------------------------------------------------------------------------------
@@ -376,7 +411,7 @@ def test_killing_the_suite_takes_its_clients_along_and_leaves_the_journal(tmp_pa
         code = (
             "import sys; from pathlib import Path; from tests.test_replay import *\n"
             f"target = Target({server.url!r}, 'mock', 'vllm', 'completions', 'tokens')\n"
-            "replay(trace_of(request('a'), request('hangs')), CONTENT, [target], timeout_s=60,\n"
+            "replay(trace_of(request('a'), request('hangs')), CONTENT, target, timeout_s=60,\n"
             f"       progress=lambda share, note='': None, journal=Path({str(journal)!r}))\n"
         )
         root = Path(__file__).parents[1]

@@ -273,7 +273,7 @@ def two_backlogged(target):
     ]
     frame = requests(*rows, {"client": "b", "arrival": 0, "admitted": 9, "finish": 10, "prompt_tokens": 1})
     made = run(frame, scheduler="vtc")
-    asked = {"name": "vtc", "target": target, "source": "2" * 64,
+    asked = {"name": "vtc", "target": target, "source": "2" * 64, "router": None,
              "parameters": {"input_weight": 1.0, "output_weight": 2.0, "charge": "full"}}  # fmt: skip
     manifest = replace(made.manifest, scheduler=asked, backend={"kind": "simulator", "max_running": 1})
     return replace(made, manifest=manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from rich.console import Console
 from tiny import TINY
 
+from baselines import d2lpm
 from suite import display, results, runner
 from suite.backends.simulator import Simulator
 from suite.errors import BadInput
@@ -26,6 +28,7 @@ from suite.runner import Job, Outcome
 FRAIL = """
 import os
 from baselines.fcfs import FCFS
+from baselines.round_robin import RoundRobin
 
 class Raises(FCFS):
     name = ""
@@ -50,6 +53,12 @@ class Dies(FCFS):
 
     def admitted(self, request, cached_tokens, now):
         os._exit(7)
+
+class Lost(RoundRobin):
+    name = ""
+
+    def route(self, request, workers, now):
+        return workers[len(workers)]
 """
 
 
@@ -162,7 +171,7 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path: Path):
     outcome = run(jobs, out)
     assert outcome.finished == 2
     assert outcome.failed == {
-        "tiny_Raises_seed=0": f"{frail}:9: KeyError: 'ticket'",
+        "tiny_Raises_seed=0": f"{frail}:10: KeyError: 'ticket'",
         "tiny_Dies_seed=0": "its process died with exit code 7 (out of memory, killed?)",
     }
     index = json.loads((out / "experiment.json").read_text())
@@ -187,7 +196,7 @@ def test_the_index_keeps_a_failure_until_the_cell_is_finished(
     failure = {
         "cell": "tiny_Raises_seed=0",
         "labels": jobs[0].cell.labels,
-        "reason": f"{frail}:9: KeyError: 'ticket'",
+        "reason": f"{frail}:10: KeyError: 'ticket'",
     }
     assert listed() == [failure]
     assert [one.scheduler for one in experiments.load(out).failed] == ["Raises"]
@@ -228,9 +237,45 @@ def test_whatever_a_scheduler_raises_is_its_reason(tmp_path: Path):
     frail.write_text(FRAIL)
     jobs = plan(tmp_path, tmp_path / "out", schedulers=[f"{frail}:Exits", f"{frail}:Interrupts"])
     assert run(jobs, tmp_path / "out").failed == {
-        "tiny_Exits_seed=0": f"{frail}:15: SystemExit: 0",
-        "tiny_Interrupts_seed=0": f"{frail}:21: KeyboardInterrupt",
+        "tiny_Exits_seed=0": f"{frail}:16: SystemExit: 0",
+        "tiny_Interrupts_seed=0": f"{frail}:22: KeyboardInterrupt",
     }
+
+
+def test_a_routers_fault_is_told_with_its_line(tmp_path: Path):
+    frail = tmp_path / "frail.py"
+    frail.write_text(FRAIL)
+    jobs = plan(tmp_path, tmp_path / "out", schedulers=[f"{frail}:Lost+fcfs"])
+    assert run(jobs, tmp_path / "out").failed == {
+        "tiny_Lost+fcfs_seed=0": f"{frail}:34: IndexError: tuple index out of range"
+    }
+
+
+def test_the_manifest_holds_the_router_beside_the_scheduler(tmp_path: Path):
+    out = tmp_path / "out"
+    schedulers, backend = ["d2lpm:quantum=9+vtc", "fcfs"], {"kind": "simulator", "replicas": 1}
+    jobs = plan(tmp_path, out, schedulers=schedulers, backend=backend)
+    assert run(jobs, out).finished == 2
+    routed, bare = (results.read_manifest(out / "cells" / job.cell.slug) for job in jobs)
+    assert bare.scheduler["router"] is None
+    assert (routed.scheduler["name"], routed.scheduler["target"]) == (
+        "d2lpm:quantum=9+vtc",
+        "baselines.vtc:VTC",
+    )
+    assert routed.labels["policy"] == "d2lpm+vtc"
+    source = routed.scheduler["router"].pop("source")
+    assert source == sha256(Path(d2lpm.__file__).read_bytes()).hexdigest()
+    assert routed.scheduler["router"] == {
+        "name": "d2lpm",
+        "target": "baselines.d2lpm:D2LPM",
+        "parameters": {"quantum": 9.0, "input_weight": 1.0, "output_weight": 2.0},
+    }
+
+
+def test_an_estimate_knows_of_replicas(tmp_path: Path):
+    backend = {"kind": "simulator", "replicas": 2}
+    jobs = plan(tmp_path, tmp_path / "out", schedulers=["d2lpm+vtc"], backend=backend)
+    assert runner.estimate(jobs)[jobs[0].cell.slug] > 0
 
 
 def test_only_the_suites_own_drafts_are_swept(tmp_path: Path):
@@ -328,7 +373,7 @@ def test_cells_that_need_the_machine_fail_one_by_one_too(tmp_path: Path, monkeyp
     outcome = run(jobs, tmp_path / "out")
     assert outcome.finished == 1
     (reason,) = outcome.failed.values()
-    assert "frail.py:9: KeyError: 'ticket'" in reason
+    assert "frail.py:10: KeyError: 'ticket'" in reason
 
 
 def test_schedulers_take_turns_at_being_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from baselines.dlpm import DLPM
 from baselines.fcfs import FCFS
 from baselines.lpm import LPM, LPMWithFallback
+from baselines.preble_groups import PrebleGroups
 from baselines.scheduler import Request, Scheduler
 from baselines.vtc import VTC
 from baselines.waiting import WaitingQueue
@@ -81,7 +82,7 @@ def test_a_preempted_request_keeps_its_place() -> None:
     assert host.step(2) == [a, b]
 
 
-@pytest.mark.parametrize("policy", [FCFS(), LPM(), LPMWithFallback(), VTC(), DLPM()])
+@pytest.mark.parametrize("policy", [FCFS(), LPM(), LPMWithFallback(), VTC(), DLPM(), PrebleGroups()])
 def test_a_refusal_ends_the_step_and_nobody_is_skipped(policy: Scheduler) -> None:
     host = Host(policy)
     first, second = host.arrive("x", matched=50), host.arrive("y", matched=10)
@@ -344,6 +345,98 @@ def test_dlpm_quantum_scales_with_weight() -> None:
     host.arrive("y", prompt=10)
     host.step(2)
     assert policy.deficits == {"x": 390, "y": 90}
+
+
+# -- Preble's groups ---------------------------------------------------------------------------------------
+
+
+def test_preble_groups_picks_each_group_in_proportion_and_by_arrival() -> None:
+    """Groups 10, 7 (the paper's 63 %) and 1: ten, seven and one in a round, though the queues never end."""
+    host = Host(PrebleGroups())
+    full, most, none = ([host.arrive("x", matched=matched) for _ in range(40)] for matched in (100, 63, 0))
+    rounds = [host.step(18), host.step(18)]
+    assert rounds[0] == full[:10] + most[:7] + none[:1]
+    assert rounds[1] == full[10:20] + most[7:14] + none[1:2]
+
+
+@pytest.mark.parametrize(
+    ("matched", "picks"), [(0, 1), (1, 1), (10, 1), (11, 2), (81, 9), (90, 9), (91, 10), (150, 10)]
+)
+def test_preble_groups_are_tenths_of_the_prompt(matched: int, picks: int) -> None:
+    """Of a round beside a queue of another group, so many go to the group."""
+    host = Host(PrebleGroups())
+    mine = [host.arrive("x", matched=matched) for _ in range(30)]
+    other = 10 if picks < 10 else 9
+    for _ in range(30):
+        host.arrive("y", matched=10 * other)
+    assert sum(request in mine for request in host.step(other + picks)) == picks
+
+
+def test_preble_groups_goes_on_with_its_round_in_the_next_step() -> None:
+    host = Host(PrebleGroups())
+    full = [host.arrive("x", matched=100) for _ in range(20)]
+    cold = host.arrive("x")
+    assert [host.step(1) for _ in range(11)] == [[request] for request in full[:10]] + [[cold]]
+    assert host.step(1) == [full[10]]
+
+
+def test_preble_groups_leaves_no_slot_empty_for_a_group_that_is_not_there() -> None:
+    host = Host(PrebleGroups())
+    cold = [host.arrive("x") for _ in range(30)]
+    assert host.step(30) == cold
+
+
+def test_preble_groups_sees_matches_as_they_are_at_the_start_of_a_step() -> None:
+    host = Host(PrebleGroups())
+    a, b, c = (host.arrive("x", matched=matched) for matched in (0, 50, 0))
+    assert host.step(1) == [b]
+    host.matches[c] = 100
+    host.waiting.rematched(c, 100)
+    assert host.step(2) == [c, a]
+
+
+def test_preble_groups_tries_who_did_not_fit_first_unless_it_was_withdrawn() -> None:
+    policy = PrebleGroups()
+    host = Host(policy)
+    a, b, c = (host.arrive("x", matched=matched) for matched in (50, 0, 0))
+    assert host.step(1, refuse=[a]) == []
+    better = host.arrive("x", matched=100)
+    assert host.step(1) == [a]
+    assert host.step(1, refuse=[better]) == []
+    host.waiting.remove(better)
+    policy.finished(better, "abort", 0, 0, 0.0)
+    assert host.step(2) == [b, c]
+
+
+def test_preble_groups_looks_at_the_queue_only_to_admit() -> None:
+    """A refused request is offered again without a look at those who wait."""
+    host = Host(PrebleGroups())
+    first = host.arrive("x", matched=100)
+    host.arrive("x")
+    host.step(1, refuse=[first])
+    host.waiting.by_arrival = None  # type: ignore[assignment, method-assign]
+    assert host.step(1, refuse=[first]) == []
+
+
+def test_preble_groups_looks_anew_at_a_long_queue_when_a_hundredth_was_admitted() -> None:
+    """Of 1,000, ten are admitted between two looks; who arrives is seen, who leaves is not tried."""
+    policy = PrebleGroups()
+    host = Host(policy)
+    cold = [host.arrive("x") for _ in range(1000)]
+    assert host.step(1) == [cold[0]]
+    looked: list[Request] = []
+    matched = host.waiting.matched
+    host.waiting.matched = lambda request: (looked.append(request), matched(request))[1]  # type: ignore[method-assign]
+    assert [host.step(1) for _ in range(9)] == [[request] for request in cold[1:10]]
+    assert looked == []
+    warm = host.arrive("x", matched=100)
+    host.waiting.remove(cold[10])
+    policy.finished(cold[10], "abort", 0, 0, 0.0)
+    assert host.step(2) == [warm, cold[11]]
+    assert len(looked) == 990
+    host.matches[cold[500]] = 100
+    host.waiting.rematched(cold[500], 100)
+    assert [host.step(1)[0] for _ in range(9)] == [*cold[12:20], cold[500]]
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_request_says_who_sends_it_in_sglangs_own_terms():
             "temperature": 0,
             "max_new_tokens": 5,
             "ignore_eos": True,
-            "custom_params": {"request_id": "r0", "weight": 2.0, "priority": 3},
+            "custom_params": {"client_id": "a", "request_id": "r0", "weight": 2.0, "priority": 3},
         },
     }
 

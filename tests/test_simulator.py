@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy
-from itertools import islice, pairwise
+from itertools import islice, pairwise, repeat
 from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,12 +17,14 @@ from baselines.lpm import LPM
 from baselines.scheduler import Candidates, Scheduler, Waiting
 from suite.backends.cost import Cost
 from suite.backends.simulator import Simulator
+from suite.backends.simulator.cluster import alone
 from suite.backends.simulator.cost import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, STEP_OVERHEAD, roofline
-from suite.backends.simulator.engine import Engine, Limits, PolicyError
+from suite.backends.simulator.engine import Engine, PolicyError
 from suite.backends.simulator.live import Live, lives
-from suite.backends.simulator.noise import Noise, Noisy
+from suite.backends.simulator.noise import Noise
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.step import Limits
 from suite.backends.simulator.streams import chunks
 from suite.backends.simulator.vllm import VLLMEngine
 from suite.errors import BadInput
@@ -50,9 +51,9 @@ def serve(
     budget: int = 1000,
     kv_tokens: int = 16 * 1000,
 ) -> dict[str, Live]:
-    engine = make(kind, *requests, policy=policy, running=running, budget=budget, kv_tokens=kv_tokens)
-    engine.run(lambda share: None)
-    return {live.id: live for live in engine.requests}
+    served, engine = make(kind, *requests, policy=policy, running=running, budget=budget, kv_tokens=kv_tokens)
+    alone(served, engine).run(lambda share: None)
+    return {live.id: live for live in served}
 
 
 def make(
@@ -62,9 +63,11 @@ def make(
     running: int = 8,
     budget: int = 1000,
     kv_tokens: int = 16 * 1000,
-) -> Engine:
+) -> tuple[list[Live], Engine]:
+    """The requests and an engine for them."""
     trace = checked(Trace(Header("scene", 0, "test"), requests))
-    return ENGINES[kind](lives(trace), policy or FCFS(), SECOND, Limits(running, budget), kv_tokens)
+    limits = Limits(running, budget)
+    return lives(trace), ENGINES[kind](policy or FCFS(), SECOND, limits, repeat(1.0), kv_tokens)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -96,9 +99,9 @@ def test_a_decode_that_waits_for_a_prefill_is_one_long_gap_between_two_tokens(ki
     """The prompt of b is one step for SGLang, and in vLLM nothing waits: a token comes every second."""
     first = Request("a", "x", 0.0, prompt(("p", 8)), 20)
     second = Request("b", "x", 3.5, prompt(("q", 20)), 1)
-    engine = make(kind, first, second)
-    engine.run(lambda share: None)
-    streams = chunks(engine.requests, engine.batch, engine.journal)
+    requests, engine = make(kind, first, second)
+    alone(requests, engine).run(lambda share: None)
+    streams = chunks(requests, [engine])
     times, tokens = (streams.loc[streams["id"] == "a", name].tolist() for name in ("time", "tokens"))
     each = [(later - before) / n for (before, later), n in zip(pairwise(times), tokens[1:], strict=True)]
     assert max(each) == (2 if kind == "sglang" else 1)
@@ -294,7 +297,7 @@ def test_a_preempted_request_may_starve_too() -> None:
 def test_a_policy_that_breaks_the_rules_is_reported(kind: str, policy: Scheduler, message: str) -> None:
     requests = (Request(id, "x", 0.0, prompt((id, 5)), 9) for id in "ab")
     with pytest.raises(PolicyError, match=message):
-        make(kind, *requests, policy=policy).run(lambda share: None)
+        alone(*make(kind, *requests, policy=policy)).run(lambda share: None)
 
 
 # -- cost --------------------------------------------------------------------------------------------------
@@ -373,13 +376,27 @@ def test_without_variation_the_slowdown_is_exact() -> None:
     assert plain == unnoisy.requests["finish"].tolist()
 
 
-@given(st.floats(0.01, 10), st.floats(0, 1), st.integers(0, 5))
-def test_a_noisy_stretch_ends_just_when_a_time_is_reached(seconds: float, cv: float, seed: int) -> None:
-    durations = Noisy(Cost(((0.01, 0.0, 0.0, 1e-6, 0.0),)), Noise(cv=cv, seed=seed).factors("trace"))
-    steps = durations.steps_to(seconds, batch=3, context=100, most=10_000)
-    shorter = copy(durations).decode(batch=3, context=100, steps=steps - 1)
-    assert shorter < seconds * (1 + 1e-9)
-    assert durations.decode(batch=3, context=100, steps=steps) >= seconds * (1 - 1e-9)
+@given(st.floats(0.02, 60), st.floats(0, 1), st.integers(0, 5))
+def test_a_stretch_of_decode_steps_ends_with_the_one_in_which_a_request_comes(
+    seconds: float, cv: float, seed: int
+) -> None:
+    """However long noise makes its steps. The prompt is the first step, the stretch has the second factor."""
+    cost = Cost(((0.01, 0.0, 0.0, 1e-6, 0.0),))
+    first, factor = islice(Noise(cv=cv, seed=seed).factors("trace"), 2)
+    engine = VLLMEngine(FCFS(), cost, Limits(8, 100), iter((first, factor)), 16_000)
+    requests = tuple(Request(id, "x", 0.0, prompt(("p", 5)), 9_000) for id in "ab")
+    live, late = lives(Trace(Header("two", 0, "test"), requests))
+    engine.deliver(live, 0.0)
+    engine.begin(0.0)
+    engine.end()
+    engine.begin(engine.now)
+    start, whole = engine.now, engine.ends
+    time = start + min(seconds, 0.99 * (whole - start))
+    engine.deliver(late, time)
+    engine.end()
+    steps = engine.batch.ticks
+    assert engine.now == start + factor * cost.decode(1, 6, steps) >= time
+    assert start + factor * cost.decode(1, 6, steps - 1) < time
 
 
 # -- settings ----------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from itertools import accumulate, groupby, pairwise
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, groupby, pairwise, repeat
 
 import pytest
 from hypothesis import given, settings
@@ -16,9 +16,11 @@ from baselines.lpm import LPM, LPMWithFallback
 from baselines.scheduler import Scheduler
 from baselines.vtc import VTC
 from suite.backends.cost import Cost
-from suite.backends.simulator.engine import Engine, Limits
+from suite.backends.simulator.cluster import alone
+from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.step import Limits
 from suite.backends.simulator.streams import chunks
 from suite.backends.simulator.tree import Content, Node, Tree
 from suite.backends.simulator.vllm import VLLMEngine
@@ -59,10 +61,17 @@ def traces(draw: st.DrawFn) -> Trace:
     return checked(Trace(Header("random", 0, "test"), tuple(requests)))
 
 
-def _engine(kind: str, trace: Trace, policy: Scheduler) -> Engine:
+def _engine(kind: str, policy: Scheduler) -> Engine:
     """An engine that is short of memory; SGLang reserves so little for outputs that it has to retract."""
     make, kv_tokens = ENGINES[kind]
-    return make(lives(trace), policy, COST, Limits(RUNNING, tokens=64, clip=8), kv_tokens)
+    return make(policy, COST, Limits(RUNNING, tokens=64, clip=8), repeat(1.0), kv_tokens)
+
+
+def _serve(engine: Engine, trace: Trace) -> list[Live]:
+    """The requests of the trace, served by this engine alone."""
+    requests = lives(trace)
+    alone(requests, engine).run(lambda share: None)
+    return requests
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -72,17 +81,17 @@ def _engine(kind: str, trace: Trace, policy: Scheduler) -> Engine:
 def test_memory_and_matches_are_exact_after_every_step(
     kind: str, policy: Callable[[], Scheduler], trace: Trace
 ) -> None:
-    engine = _engine(kind, trace, policy())
-    step = engine._step
+    engine = _engine(kind, policy())
+    end = engine.end
 
-    def checked_step() -> None:
-        step()
+    def checked_end() -> None:
+        end()
         _check_memory(engine)
         _check_matches(engine)
 
-    engine._step = checked_step  # type: ignore[method-assign]
-    engine.run(lambda share: None)
-    _check_outcome(engine)
+    engine.end = checked_end  # type: ignore[method-assign]
+    requests = _serve(engine, trace)
+    _check_outcome(requests, [engine])
 
 
 def _check_memory(engine: Engine) -> None:
@@ -148,22 +157,24 @@ def _common(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _check_outcome(engine: Engine) -> None:
-    """Nobody lost, tokens conserved, causes before effects, the log agrees with the requests."""
-    journal = engine.journal
-    finished = [live for live in engine.requests if live.status == "finished"]
-    assert all(live.status in ("finished", "rejected", "cancelled") for live in engine.requests)
+def _check_outcome(requests: list[Live], engines: Sequence[Engine]) -> None:
+    """Nobody lost, tokens conserved, causes before effects, the logs agree with the requests."""
+    finished = [live for live in requests if live.status == "finished"]
+    assert all(live.status in ("finished", "rejected", "cancelled") for live in requests)
     for live in finished:
         assert live.generated == live.output_tokens
         assert 0 <= live.cached < live.prompt_tokens
-        assert live.arrival <= live.admitted < live.first_token <= live.finish
-        assert live.arrival >= live.not_before - 1e-12
-    times, _, extend, cached, recomputed, output = zip(*journal.rows or [(0,) * 6], strict=True)
-    assert list(times) == sorted(times)
+        assert live.sent <= live.arrival <= live.admitted < live.first_token <= live.finish
+        assert live.sent == live.not_before
+    assert all(
+        list(times) == sorted(times) for times in ([row[0] for row in e.journal.rows] for e in engines)
+    )
+    rows = [row for engine in engines for row in engine.journal.rows]
+    _, _, extend, cached, recomputed, output = zip(*rows or [(0,) * 6], strict=True)
     assert sum(output) == sum(live.output_tokens for live in finished)
     assert sum(extend) == sum(live.prompt_tokens - live.cached for live in finished)
     assert sum(cached) == sum(live.cached for live in finished)
-    assert sum(recomputed) == sum(live.recomputed for live in engine.requests)
+    assert sum(recomputed) == sum(live.recomputed for live in requests)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -181,8 +192,8 @@ def test_service_charged_equals_service_logged(kind: str, trace: Trace) -> None:
             granted[client] = granted.get(client, 0.0) + deficit - before[client]
 
     policy._refill = counted_refill  # type: ignore[method-assign,assignment]
-    engine = _engine(kind, trace, policy)
-    engine.run(lambda share: None)
+    engine = _engine(kind, policy)
+    _serve(engine, trace)
     logged: dict[str, float] = {}
     for _, client, extend, _, _, output in engine.journal.rows:
         logged[client] = logged.get(client, 0.0) + extend + 2 * output
@@ -197,25 +208,24 @@ def test_service_charged_equals_service_logged(kind: str, trace: Trace) -> None:
 def test_taking_decode_stretches_at_once_changes_nothing(
     kind: str, policy: Callable[[], Scheduler], trace: Trace
 ) -> None:
-    quick, slow = _engine(kind, trace, policy()), _engine(kind, trace, policy())
+    quick, slow = _engine(kind, policy()), _engine(kind, policy())
     slow._stretch = lambda: 1  # type: ignore[method-assign]
-    step = slow._step
+    end = slow.end
 
-    def logged_step() -> None:
-        step()
+    def logged_end() -> None:
+        end()
         slow.journal.settle(slow.batch.by_client)
 
-    slow._step = logged_step  # type: ignore[method-assign]
-    quick.run(lambda share: None)
-    slow.run(lambda share: None)
+    slow.end = logged_end  # type: ignore[method-assign]
+    at_once, stepwise = _serve(quick, trace), _serve(slow, trace)
     assert quick.steps == slow.steps
-    for one, other in zip(quick.requests, slow.requests, strict=True):
+    for one, other in zip(at_once, stepwise, strict=True):
         assert (one.status, one.cached, one.preemptions) == (other.status, other.cached, other.preemptions)
         assert (one.admitted, one.first_token, one.finish) == pytest.approx(
             (other.admitted, other.first_token, other.finish), rel=0, abs=0, nan_ok=True
         )
     step_ends = [row[0] for row in slow.journal.rows]
-    for arrival in (live.arrival for live in slow.requests):
+    for arrival in (live.arrival for live in stepwise):
         seen = next((end for end in step_ends if end >= arrival), 0.0)
         assert _output_until(quick, seen) == _output_until(slow, seen), "the log is settled at arrivals"
 
@@ -228,12 +238,11 @@ def test_streams_hold_every_token_at_its_time(
     kind: str, policy: Callable[[], Scheduler], trace: Trace
 ) -> None:
     """Taken step by step, with a chunk for each token, there are as many tokens at the end of each chunk."""
-    quick, slow = _engine(kind, trace, policy()), _engine(kind, trace, policy())
+    quick, slow = _engine(kind, policy()), _engine(kind, policy())
     slow._stretch = lambda: 1  # type: ignore[method-assign]
-    quick.run(lambda share: None)
-    slow.run(lambda share: None)
-    ours, tokens = _streams(quick), _streams(slow)
-    for live in quick.requests:
+    requests = _serve(quick, trace)
+    ours, tokens = _streams(requests, quick), _streams(_serve(slow, trace), slow)
+    for live in requests:
         times, sizes = ours.get(live.id, ([], []))
         assert sum(sizes) == live.generated == (live.output_tokens if live.status == "finished" else 0)
         assert all(earlier < later for earlier, later in pairwise(times))
@@ -243,9 +252,9 @@ def test_streams_hold_every_token_at_its_time(
             assert list(accumulate(sizes)) == [bisect_right(tokens[live.id][0], time) for time in times]
 
 
-def _streams(engine: Engine) -> dict[str, tuple[list[float], list[int]]]:
+def _streams(requests: list[Live], engine: Engine) -> dict[str, tuple[list[float], list[int]]]:
     """Times and sizes of each request's chunks."""
-    frame = chunks(engine.requests, engine.batch, engine.journal)
+    frame = chunks(requests, [engine])
     return {str(id): (rows["time"].tolist(), rows["tokens"].tolist()) for id, rows in frame.groupby("id")}
 
 
@@ -264,7 +273,7 @@ def _output_until(engine: Engine, time: float) -> dict[str, int]:
 @given(trace=traces())
 def test_work_conservation(kind: str, policy: Callable[[], Scheduler], trace: Trace) -> None:
     """After a decision, either nobody waits, or no slot, budget or memory was left for the next offer."""
-    engine = _engine(kind, trace, policy())
+    engine = _engine(kind, policy())
     admit, refused = engine._admit, []
     attempt = engine._try
 
@@ -282,7 +291,7 @@ def test_work_conservation(kind: str, policy: Callable[[], Scheduler], trace: Tr
     assert engine.policy.work_conserving
     engine._try = noted_try  # type: ignore[method-assign]
     engine._admit = checked_admit  # type: ignore[method-assign]
-    engine.run(lambda share: None)
+    _serve(engine, trace)
 
 
 @pytest.mark.parametrize("kind", ENGINES)
@@ -292,11 +301,11 @@ def test_random_traces_do_preempt_and_evict(kind: str) -> None:
         Request(str(i), "abc"[i % 3], 0.01 * i, (Segment(f"p{i % 5}", 70), Segment(f"q{i}", 30)), 60)
         for i in range(20)
     )
-    engine = _engine(kind, Trace(Header("dense", 0, "test"), requests), LPM())
-    engine.run(lambda share: None)
-    assert sum(live.preemptions for live in engine.requests) > 0
+    engine = _engine(kind, LPM())
+    served = _serve(engine, Trace(Header("dense", 0, "test"), requests))
+    assert sum(live.preemptions for live in served) > 0
     assert engine.pool.evicted > 0
-    assert sum(live.recomputed for live in engine.requests) > 0
+    assert sum(live.recomputed for live in served) > 0
 
 
 PROMPT, OUTPUT, QUANTUM = 90, 40, 100.0
@@ -323,8 +332,8 @@ def test_service_of_backlogged_clients_stays_within_the_published_bound(
     kind: str, policy: Callable[[], Scheduler], service: Callable[[int, int, int], float], bound: float
 ) -> None:
     """DLPM's Theorem 4.1 and VTC's Theorem 4.4, on the service that each charges; FCFS breaks both."""
-    assert 0 < _widest_gap(_engine(kind, _backlog(), policy()), service) <= bound
-    assert _widest_gap(_engine(kind, _backlog(), FCFS()), service) > bound
+    assert 0 < _widest_gap(_engine(kind, policy()), service) <= bound
+    assert _widest_gap(_engine(kind, FCFS()), service) > bound
 
 
 def _backlog() -> Trace:
@@ -338,9 +347,9 @@ def _backlog() -> Trace:
 
 
 def _widest_gap(engine: Engine, service: Callable[[int, int, int], float]) -> float:
-    """The widest gap in service while both clients have requests waiting."""
-    engine.run(lambda share: None)
-    last = min(max(live.admitted for live in engine.requests if live.client == c) for c in "ab")
+    """The widest gap in service while both clients have requests of the backlog waiting."""
+    requests = _serve(engine, _backlog())
+    last = min(max(live.admitted for live in requests if live.client == c) for c in "ab")
     received, widest = {"a": 0.0, "b": 0.0}, 0.0
     for time, rows in groupby(engine.journal.rows, key=lambda row: row[0]):
         if time >= last:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from baselines.lpm import LPM
 from baselines.scheduler import Candidates, Scheduler, Waiting
 from baselines.vtc import VTC
 from suite.backends.cost import Cost
-from suite.backends.simulator.engine import Engine, Limits
+from suite.backends.simulator.cluster import alone
+from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live, lives
 from suite.backends.simulator.sglang import SGLangEngine
+from suite.backends.simulator.step import Limits
 from suite.backends.simulator.vllm import VLLMEngine
 from suite.trace import Header, Request, Segment, Trace
 from suite.verify import Case, random_case
@@ -54,11 +57,13 @@ def naive_engine(case: Case, kind: str, policy: Scheduler) -> NaiveEngine:
     return NaiveSGLang(case.trace, policy, COST, case.running, case.tokens, case.kv_tokens, case.clip)
 
 
-def simulated(case: Case, kind: str, policy: Scheduler) -> Engine:
-    """The simulator's engine, not yet run."""
-    engine = VLLMEngine if kind == "vllm" else SGLangEngine
+def simulated(case: Case, kind: str, policy: Scheduler) -> tuple[list[Live], Engine]:
+    """The requests as the simulator serves them, and its engine."""
+    make = VLLMEngine if kind == "vllm" else SGLangEngine
     limits = Limits(case.running, case.tokens, clip=case.clip)
-    return engine(lives(case.trace), policy, COST, limits, case.kv_tokens)
+    requests, engine = lives(case.trace), make(policy, COST, limits, repeat(1.0), case.kv_tokens)
+    alone(requests, engine).run(lambda share: None)
+    return requests, engine
 
 
 def listen(policy: Scheduler) -> list[tuple[Any, ...]]:
@@ -110,12 +115,12 @@ def _compared(kind: str, policy: str, case: Case) -> Counter[str]:
     """Serve the case with both implementations, compare everything, return what was seen."""
     expecting, acting = POLICIES[policy](), POLICIES[policy]()
     expected, actual = listen(expecting), listen(acting)
-    naive, engine = naive_engine(case, kind, expecting), simulated(case, kind, acting)
+    naive = naive_engine(case, kind, expecting)
     naive.run()
-    engine.run(lambda share: None)
+    requests, engine = simulated(case, kind, acting)
     assert actual == expected, case
-    assert facts(engine.requests) == facts(naive.jobs), case
-    assert times(engine.requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
+    assert facts(requests) == facts(naive.jobs), case
+    assert times(requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
     assert engine.steps == naive.steps, case
     return naive.seen
 
@@ -135,12 +140,12 @@ def test_whom_the_policy_never_offers_starves(kind: str) -> None:
     fates: Counter[str] = Counter()
     for seed in range(20):
         case = random_case(seed)
-        naive, engine = naive_engine(case, kind, Favourite()), simulated(case, kind, Favourite())
+        naive = naive_engine(case, kind, Favourite())
         naive.run()
-        engine.run(lambda share: None)
-        assert facts(engine.requests) == facts(naive.jobs), case
-        assert times(engine.requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
-        fates += Counter(live.status for live in engine.requests)
+        requests, _ = simulated(case, kind, Favourite())
+        assert facts(requests) == facts(naive.jobs), case
+        assert times(requests) == pytest.approx(times(naive.jobs), rel=1e-9, nan_ok=True), case
+        fates += Counter(live.status for live in requests)
     assert all(fates[status] for status in ("finished", "starved", "cancelled")), fates
 
 
@@ -163,9 +168,9 @@ def test_vllm_keeps_duplicate_blocks_that_the_simulator_shares() -> None:
         for i, (id, prompt) in enumerate(prompts.items())
     ]
     case = Case(Trace(Header("duplicates", 0, "test"), tuple(requests)), 4, 64, 6 * BLOCK, 4096)
-    naive, engine = naive_engine(case, "vllm", FCFS()), simulated(case, "vllm", FCFS())
+    naive = naive_engine(case, "vllm", FCFS())
     naive.run()
-    engine.run(lambda share: None)
+    served, _ = simulated(case, "vllm", FCFS())
     assert naive.seen["duplicate"] == 1
     assert [job.cached for job in naive.jobs] == [0, 0, 16, 0, 16]
-    assert [live.cached for live in engine.requests] == [0, 0, 16, 0, 32]
+    assert [live.cached for live in served] == [0, 0, 16, 0, 32]

@@ -243,16 +243,6 @@ def url_in(logs: Path) -> str:
     return f"http://127.0.0.1:{flags(logs)['--port']}"
 
 
-@pytest.mark.usefixtures("fake")
-def test_replicas_share_the_work(tmp_path: Path):
-    outcome = run(backend(replicas=2), "fcfs", tmp_path)
-    assert outcome.invalid == ()
-    assert outcome.service["output"].sum() == 43
-    ends = [len((tmp_path / f"replica-{i}" / "service.jsonl").read_text().splitlines()) for i in (0, 1)]
-    assert min(ends) > 3
-    assert len(outcome.engine["logs"]) == 2
-
-
 # -- servers are kept ------------------------------------------------------------------------------------
 
 
@@ -384,7 +374,9 @@ def test_a_file_of_the_users_own_is_the_policy_wherever_it_is(
 @pytest.mark.usefixtures("fake")
 def test_a_parameter_that_cannot_be_sent_is_refused(tmp_path: Path):
     (tmp_path / "mine.py").write_text(MINE)
-    with pytest.raises(BadInput, match="scheduler 'Mine': limit=inf cannot be sent to an engine; use finite"):
+    with pytest.raises(
+        BadInput, match="scheduler 'Mine': limit=inf cannot be sent to another process; use finite"
+    ):
         run(backend(), f"{tmp_path}/mine.py:Mine:limit=.inf", tmp_path / "logs")
 
 
@@ -392,7 +384,7 @@ def test_a_parameter_that_cannot_be_sent_is_refused(tmp_path: Path):
 def test_a_log_cut_short_by_a_full_disk_makes_the_run_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("suite.backends.engine.LOG_PATIENCE", 0.5)
+    monkeypatch.setattr("suite.backends.account.LOG_PATIENCE", 0.5)
     monkeypatch.setenv("FAKE_DISK", "1500")
     outcome = run(backend(), "fcfs", tmp_path)
     assert set(outcome.requests["status"]) == {"finished"}
@@ -455,8 +447,10 @@ def test_nothing_is_left_when_the_suite_ends_in_the_middle(ending: signal.Signal
         ({"kv_tokens": 1000}, r"kv_tokens \(1000\) must be a multiple of block_tokens \(32\)"),
         ({"gpus": [0]}, "gpus and tensor_parallel are for device: cuda"),
         ({"tensor_parallel": 2}, "gpus and tensor_parallel are for device: cuda"),
-        ({"device": "cuda", "replicas": 2}, "gpus: name those of each replica, such as"),
-        ({"device": "cuda", "replicas": 2, "gpus": [0]}, r"gpus: 2 wanted \(1 for each replica\), not \[0\]"),
+        ({"device": "cuda", "replicas": 2}, "gpus: name those of the replicas, such as"),
+        ({"device": "cuda", "replicas": 3, "gpus": [0, 1]}, r"gpus: 3 wanted \(1 for each replica\), not"),
+        ({"device": "cuda", "tensor_parallel": 2, "gpus": [0]}, r"gpus: 2 wanted \(2 for each replica\)"),
+        ({"device": "cuda", "gpus": []}, r"gpus: 1 wanted \(1 for each replica\), not \[\]"),
         ({"device": "cuda", "replicas": 2, "gpus": [0, 0], "kv_tokens": None}, "kv_tokens: missing; say how"),
         ({"engine_args": {"max_num_seqs": 3}}, "engine_args.max_num_seqs: is max_running here; set that"),
         ({"engine_args": {"--host": "0.0.0.0"}}, "engine_args.--host: is the suite's to set; drop it"),
@@ -520,8 +514,8 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpus")
 def test_replicas_share_a_gpu(tmp_path: Path):
-    settings = backend(device="cuda", replicas=2, gpus=[0, 0], kv_tokens=1024)
-    launch = settings.launch(policies.parse("fcfs"))
+    settings = backend(device="cuda", replicas=2, gpus=[0], kv_tokens=1024)
+    launch = settings.launch(policies.parse("round-robin+fcfs"))
     assert launch.shortage() is None, "two of 1.5 GB in 10 GB"
     command = launch._command(8000, tmp_path, 1)
     share = float(command[command.index("--gpu-memory-utilization") + 1])

@@ -40,7 +40,22 @@ MIXED: dict[str, Any] = BASE | {
     "unique_tokens": 500,
     "output_tokens": 10,
 }
-FAMILIES = [pytest.param(spec, id=spec["family"]) for spec in (CHAT, DOCUMENT, MIXED)]
+TREE: dict[str, Any] = BASE | {
+    "family": "tree_of_thoughts",
+    "branches": 1,
+    "height": 3,
+    "question_tokens": {"kind": "uniform", "low": 50, "high": 500},
+    "instruction_tokens": {"kind": "uniform", "low": 5, "high": 9},
+    "output_tokens": {"kind": "uniform", "low": 1, "high": 90},
+}
+JUDGE: dict[str, Any] = BASE | {
+    "family": "llm_judge",
+    "dimensions": 1,
+    "article_tokens": {"kind": "uniform", "low": 500, "high": 900},
+    "instruction_tokens": {"kind": "uniform", "low": 5, "high": 9},
+    "output_tokens": {"kind": "uniform", "low": 1, "high": 90},
+}
+FAMILIES = [pytest.param(spec, id=spec["family"]) for spec in (CHAT, DOCUMENT, MIXED, TREE, JUDGE)]
 
 
 def made(spec: Mapping[str, Any], seed: int = 0, **overrides: Any) -> Trace:
@@ -100,11 +115,21 @@ def test_longer_prefix_stretches_one_clients_prefixes_only(spec: dict[str, Any])
     bad = made(spec, misbehaviour={"client": "b", "kind": "longer_prefix", "factor": 3})
     assert bad.header.misbehaving == ("b",)
     assert of(bad, "a") == of(plain, "a")
-    prefixes = ("system", "document", "head")
+    prefixes = ("system", "document", "head", "tree", "article")
     for before, after in zip(of(plain, "b"), of(bad, "b"), strict=True):
         assert after.prompt == tuple(
             Segment(id, tokens * (3 if id.startswith(prefixes) else 1)) for id, tokens in before.prompt
         )
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_an_added_prefix_stands_before_every_prompt_of_one_client(spec: dict[str, Any]) -> None:
+    plain = made(spec)
+    bad = made(spec, misbehaviour={"client": "b", "kind": "added_prefix", "tokens": 600})
+    assert bad.header.misbehaving == ("b",)
+    assert of(bad, "a") == of(plain, "a")
+    added = Segment("added:b", 600)
+    assert [one.prompt for one in of(bad, "b")] == [(added, *one.prompt) for one in of(plain, "b")]
 
 
 @pytest.mark.parametrize("spec", FAMILIES)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from workloads.arrivals import Arrivals, ClosedLoop, Constant, Gamma, OnOff, Poisson, Ramp, Think
-from workloads.clients import Clients, Counted, Misbehaviour, Named, resolve, zipf
+from suite.trace import Segment
+from workloads.arrivals import Arrivals, ClosedLoop, Constant, Gamma, OnOff, Poisson, Ramp, Steps, Think
+from workloads.clients import AddedPrefix, Clients, Counted, Excess, Named, resolve, zipf
 from workloads.lengths import Lengths
 from workloads.streams import stream
 
@@ -42,6 +43,8 @@ OPEN = [
     Ramp(start=0, end=1),
     Ramp(start=5, end=1, cv=2),
     Ramp(start=2, end=2),
+    Steps(rates=(5, 1)),
+    Steps(rates=(0, 1, 0, 3), cv=2),
 ]
 
 
@@ -102,6 +105,16 @@ def test_a_ramp_follows_its_line(start: float, end: float, part: float, backward
     assert np.count_nonzero(times < part * 100) == pytest.approx(300 * area, abs=1.001)
 
 
+@settings(max_examples=50)
+@given(rates=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any), part=st.floats(0, 1))
+def test_steps_keep_each_rate_for_an_equal_part(rates: list[int], part: float) -> None:
+    times = np.array(list(Steps(rates=tuple(rates), cv=0).times(3.0, 100.0, stream(0, "x"))))
+    edges = np.linspace(0, 100, len(rates) + 1)
+    shares = np.array(rates) / sum(rates)
+    within = np.clip((part * 100 - edges[:-1]) / np.diff(edges), 0, 1)
+    assert np.count_nonzero(times < part * 100) == pytest.approx(300 * (shares @ within), abs=1.001)
+
+
 def test_a_closed_loop_chains_each_users_units() -> None:
     loop = ClosedLoop(concurrency=6, think=Think(mean=2.0))
     starts = loop.starts(rate=0.5, share=0.5, duration=20.0, rng=stream(0, "x"))
@@ -131,6 +144,9 @@ def test_think_times_have_mean_and_cv() -> None:
         {"kind": "on_off", "busy": 0, "silent": 1},
         {"kind": "ramp", "start": 0, "end": 0},
         {"kind": "ramp", "start": -1, "end": 2},
+        {"kind": "steps", "rates": []},
+        {"kind": "steps", "rates": [0, 0]},
+        {"kind": "steps", "rates": [1, -1]},
         {"kind": "closed_loop", "concurrency": 0},
         {"kind": "poisson", "cv": 2},
         {"kind": "uniform"},
@@ -225,7 +241,7 @@ def test_lengths_that_make_no_sense_are_refused(wrong: Any) -> None:
 # -- clients -----------------------------------------------------------------------------------------------
 
 
-def rates(spec: Any, rate: float | None, how: Misbehaviour | None = None) -> dict[str, float]:
+def rates(spec: Any, rate: float | None, how: Excess | None = None) -> dict[str, float]:
     resolved = resolve(clients.validate_python(spec), rate, Poisson(), how)
     return {client.name: client.rate for client in resolved}
 
@@ -247,14 +263,24 @@ def test_zipf_chances() -> None:
 
 
 def test_misbehaviour_is_one_clients() -> None:
-    more = Misbehaviour(client=1, kind="more_requests", factor=4)
+    more = Excess(client=1, kind="more_requests", factor=4)
     assert rates(3, 3.0, more) == {"client-0": 1.0, "client-1": 4.0, "client-2": 1.0}
-    longer = Misbehaviour(client="client-2", kind="longer_prefix", factor=2.5)
+    longer = Excess(client="client-2", kind="longer_prefix", factor=2.5)
     resolved = resolve(Counted(count=3), 3.0, Poisson(), longer)
     assert [client.prefix(100) for client in resolved] == [100, 100, 250]
     assert resolved[2].prefix(9_000_000) == 10_000_000
     assert [client.misbehaves for client in resolved] == [False, False, True]
     assert {client.rate for client in resolved} == {1.0}
+    added = AddedPrefix(client=1, tokens=600)
+    resolved = resolve(Counted(count=3), 3.0, Poisson(), added)
+    assert [client.added for client in resolved] == [(), (Segment("added:client-1", 600),), ()]
+    assert [client.misbehaves for client in resolved] == [False, True, False]
+    bigger = Excess(client=0, kind="bigger_program", factor=2.5)
+    resolved = resolve(Counted(count=3), 3.0, Poisson(), bigger)
+    assert [client.program(3) for client in resolved] == [8, 3, 3]
+    assert [(client.rate, client.misbehaves) for client in resolved] == [
+        (1.0, True), (1.0, False), (1.0, False)
+    ]  # fmt: skip
 
 
 def test_a_named_clients_process_replaces_the_common_one() -> None:
@@ -280,4 +306,4 @@ def test_contradictory_clients_are_refused(spec: Any, rate: float | None, messag
 )
 def test_a_misbehaving_client_must_exist(client: int | str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rates(3, 3.0, Misbehaviour(client=client, kind="more_requests", factor=2))
+        rates(3, 3.0, Excess(client=client, kind="more_requests", factor=2))

@@ -15,7 +15,7 @@ from suite.errors import BadInput
 from workloads.spec import families, load, ready
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SYNTHETIC = ["chat", "closed_loop", "document", "mixed", "on_off", "ramp"]
+SYNTHETIC = ["chat", "closed_loop", "document", "llm_judge", "mixed", "on_off", "ramp"]
 
 SMALL: dict[str, Any] = {
     "family": "shared_document",
@@ -40,8 +40,8 @@ class Fan(Synthetic):
 
     branches: int = 2
 
-    def requests_per_session(self):
-        return self.branches + 2.0
+    def requests_per_session(self, factor=1.0):
+        return round(self.branches * factor) + 2.0
 
     def sessions(self, client, seed):
         for number in count():
@@ -177,11 +177,16 @@ def problem(source: Any, overrides: dict[str, Any] | None = None, seed: int = 0)
         ({"turns": 1.5}, "chat: turns: input should be a valid integer"),
         ({"user_tokens": {"kind": "empirical", "values": [1, 0]}}, "chat: user_tokens.values.1: input"),
         ({"misbehaviour.client": 9}, "chat: misbehaviour.client: 9 is not below the 4 clients"),
-        ({"misbehaviour.kind": "rude"}, "chat: misbehaviour.kind: input should be 'more_requests' or"),
+        (
+            {"misbehaviour.kind": "rude"},
+            "chat: misbehaviour: no kind 'rude'; known: added_prefix, bigger_program",
+        ),
         ({"misbehaviour.factor": 0.5}, "chat: misbehaviour.factor: input should be greater than or equal"),
+        ({"misbehaviour.tokens": 9}, "chat: misbehaviour: unknown key 'tokens'"),
+        ({"misbehaviour": {"client": 0, "kind": "added_prefix"}}, "chat: misbehaviour.tokens: missing"),
         ({"family": "multi_turn"}, "chat: family: no family 'multi_turn'; did you mean 'multi_turn_chat'?"),
-        ({"family": "describe"}, "chat: family: no family 'describe'; known: mixed_prefix, mooncake"),
-        ({"family": None}, "chat: family: give one of mixed_prefix, mooncake"),
+        ({"family": "describe"}, "chat: family: no family 'describe'; known: llm_judge, mixed_prefix"),
+        ({"family": None}, "chat: family: give one of llm_judge, mixed_prefix, mooncake"),
         ({"family": "nope.py"}, "chat: family: no such file: nope.py"),
         ({"user_tokens": 10**12}, "chat: user_tokens: input should be less than or equal to 10000000"),
         ({"clients": 10**12}, "chat: clients: input should be less than or equal to 100000 (got"),

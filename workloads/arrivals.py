@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import numpy as np
 from numpy.random import Generator
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -139,6 +140,30 @@ class Ramp(_Open):
         return area / (self.start + math.sqrt(max(0.0, self.start**2 + (self.end - self.start) * area)))
 
 
+class Steps(_Open):
+    """A rate that changes at once: the duration is cut into as many equal parts as there are `rates`.
+
+    They are relative to one another, as the mean stays: `rates: [5, 1]` is, in the first half, five times as
+    fast as in the second. Gaps in the stretched time are Gamma with `cv` (1 is Poisson).
+    """
+
+    kind: Literal["steps"] = "steps"
+    rates: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=1000)]
+    cv: Variation = 1.0
+
+    @model_validator(mode="after")
+    def _some_rate(self) -> Self:
+        if not any(self.rates):
+            raise ValueError("rates are all 0; make one of them positive")
+        return self
+
+    def times(self, rate: float, duration: float, rng: Generator) -> Iterator[float]:
+        done = np.cumsum((0.0, *self.rates)) / sum(self.rates)
+        edges = np.linspace(0.0, duration, len(done))
+        for even in renewals(rate, self.cv, duration, rng):
+            yield min(float(np.interp(even / duration, done, edges)), math.nextafter(duration, 0))
+
+
 class Think(Part):
     """Seconds between a reply and the next message: Gamma with `mean` and `cv` (0: always the mean)."""
 
@@ -181,5 +206,5 @@ class ClosedLoop(Part):
         return [Start(0.0)] * users + chained
 
 
-Arrivals = Annotated[Constant | Poisson | Gamma | OnOff | Ramp | ClosedLoop, *ByKind]
+Arrivals = Annotated[Constant | Poisson | Gamma | OnOff | Ramp | Steps | ClosedLoop, *ByKind]
 """Any of the processes, told apart by `kind`."""

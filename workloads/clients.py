@@ -14,7 +14,7 @@ from suite.errors import did_you_mean
 from suite.trace import MOST_TOKENS, Segment
 from workloads.arrivals import Arrivals
 from workloads.lengths import Lengths
-from workloads.part import Clientele, Name, NonNegative, Part, Positive, Weight
+from workloads.part import ByKind, Clientele, Count, Name, NonNegative, Part, Positive, Weight
 from workloads.streams import stream
 
 
@@ -77,23 +77,42 @@ Clients = Annotated[
 """A count, a count with a skew, or a list of named clients."""
 
 
-class Misbehaviour(Part):
-    """What one client does wrong (the two cases of the DLPM paper's Table 3).
-
-    `more_requests`: it sends `factor` times the requests it would. `longer_prefix`: its system prompts,
-    documents and heads are `factor` times as long. `client` is a name, or a place in the list from 0.
-    """
+class Misbehaving(Part):
+    """The client that does something wrong: by name, or by place in the list from 0."""
 
     client: Annotated[int, Field(ge=0, strict=True)] | Name
-    kind: Literal["more_requests", "longer_prefix"]
+
+
+class Excess(Misbehaving):
+    """Too much of something (the DLPM paper's Table 3).
+
+    `more_requests`: it sends `factor` times the requests it would. `bigger_program`: it begins no more
+    sessions, but each is `factor` times as large in what makes it large (turns of a chat, branches of a tree,
+    dimensions of a judgement). `longer_prefix`: its system prompts, documents, heads, questions of trees and
+    articles are `factor` times as long.
+    """
+
+    kind: Literal["more_requests", "bigger_program", "longer_prefix"]
     factor: Annotated[float, Field(ge=1, le=1e6, strict=True)]
+
+
+class AddedPrefix(Misbehaving):
+    """The same `tokens` tokens before each of its prompts (Table 3, LLM judge), so that each has a match."""
+
+    kind: Literal["added_prefix"] = "added_prefix"
+    tokens: Count
+
+
+Misbehaviour = Annotated[Excess | AddedPrefix, *ByKind]
+"""What one client does wrong, told apart by `kind`."""
 
 
 @dataclass(frozen=True)
 class Client:
     """A client as a family sees it, misbehaviour included.
 
-    `rate` is in requests/s at load 1; `share` is that rate relative to all clients' without misbehaviour.
+    `rate` is in requests/s at load 1, were its programs of the usual size; `share` is that rate relative to
+    all clients' without misbehaviour.
     """
 
     name: str
@@ -102,11 +121,18 @@ class Client:
     weight: float
     arrivals: Arrivals
     prefix_factor: float = 1.0
+    program_factor: float = 1.0
+    added: tuple[Segment, ...] = ()
+    """What it puts before every prompt."""
     misbehaves: bool = False
 
     def prefix(self, tokens: int) -> int:
         """The length this client gives to a prefix of `tokens` tokens."""
         return min(MOST_TOKENS, round(tokens * self.prefix_factor))
+
+    def program(self, size: int) -> int:
+        """The size this client gives to a program of a usual `size`: turns, branches, dimensions."""
+        return round(size * self.program_factor)
 
     def prefix_segment(self, name: str, tokens: Lengths, seed: int) -> Segment:
         """The prefix `name`: its length is drawn from a stream of that name, so all who share it agree."""
@@ -117,7 +143,7 @@ def resolve(
     clients: Counted | Sequence[Named],
     rate: float | None,
     arrivals: Arrivals,
-    misbehaviour: Misbehaviour | None,
+    misbehaviour: Excess | AddedPrefix | None,
 ) -> tuple[Client, ...]:
     """Give every client its own rate and process. Raises `ValueError` where they contradict one another."""
     named = clients.named() if isinstance(clients, Counted) else clients
@@ -141,16 +167,25 @@ def _rates(named: Sequence[Named], rate: float | None) -> list[float]:
     return [client.rate or (rate or 0) * client.share / shares for client in named]
 
 
-def _misbehaving(clients: tuple[Client, ...], how: Misbehaviour) -> tuple[Client, ...]:
+def _misbehaving(clients: tuple[Client, ...], how: Excess | AddedPrefix) -> tuple[Client, ...]:
     bad = clients[_culprit([client.name for client in clients], how)]
-    if how.kind == "more_requests":
-        worse = replace(bad, rate=bad.rate * how.factor, share=bad.share * how.factor, misbehaves=True)
-    else:
-        worse = replace(bad, prefix_factor=how.factor, misbehaves=True)
+    worse = replace(_worse(bad, how), misbehaves=True)
     return tuple(worse if client is bad else client for client in clients)
 
 
-def _culprit(names: Sequence[str], how: Misbehaviour) -> int:
+def _worse(bad: Client, how: Excess | AddedPrefix) -> Client:
+    match how:
+        case AddedPrefix(tokens=tokens):
+            return replace(bad, added=(Segment(f"added:{bad.name}", tokens),))
+        case Excess(kind="more_requests", factor=factor):
+            return replace(bad, rate=bad.rate * factor, share=bad.share * factor)
+        case Excess(kind="bigger_program", factor=factor):
+            return replace(bad, program_factor=factor)
+        case Excess(factor=factor):
+            return replace(bad, prefix_factor=factor)
+
+
+def _culprit(names: Sequence[str], how: Misbehaving) -> int:
     if isinstance(how.client, str):
         if how.client not in names:
             raise ValueError(

@@ -31,8 +31,9 @@ class Summary:
     """One client, or all of them together.
 
     `share` is of all requests; `rate` is requests/s over the span of the whole trace; `cv` is the coefficient
-    of variation of the gaps between arrivals. `hit_ratio` is ideal (see the module), `from_others` the part
-    of the prompt tokens that hit what another client computed first. Ratios of nothing are NaN.
+    of variation of the gaps between beginnings, of sessions and of requests that belong to none. `hit_ratio`
+    is ideal (see the module), `from_others` the part of the prompt tokens that hit what another client
+    computed first. Ratios of nothing are NaN.
     """
 
     name: str
@@ -115,7 +116,7 @@ def _summariser(requests: int, span: float) -> Callable[[str, pd.DataFrame, floa
             sessions=part["session"].nunique(),
             share=len(part) / requests,
             rate=len(part) / span if span else float("nan"),
-            cv=_cv(part["arrival"].to_numpy()),
+            cv=_cv(_beginnings(part)),
             weight=weight,
             input_tokens=_spread(part["input_tokens"]),
             output_tokens=_spread(part["output_tokens"]),
@@ -125,6 +126,13 @@ def _summariser(requests: int, span: float) -> Callable[[str, pd.DataFrame, floa
         )
 
     return summarise
+
+
+def _beginnings(part: pd.DataFrame) -> np.ndarray:
+    """When sessions, and requests that belong to none, begin."""
+    alone = part["session"].isna()
+    sessions = part[~alone].groupby("session")["arrival"].min()
+    return np.concatenate([part.loc[alone, "arrival"].to_numpy(float), sessions.to_numpy(float)])
 
 
 def _cv(arrivals: np.ndarray) -> float:

@@ -91,8 +91,10 @@ class Synthetic(Family):
         and may be left at 0 for a request that comes `after` others; the weight is filled in for it.
         """
 
-    def requests_per_session(self) -> float:
-        """How many requests a session holds on average."""
+    def requests_per_session(self, factor: float = 1.0) -> float:
+        """How many requests a session holds on average, for a client whose programs are `factor` times as big
+        (see `Client.program`).
+        """
         return 1.0
 
     @cached_property
@@ -106,19 +108,39 @@ class Synthetic(Family):
         if made > MOST_REQUESTS:
             raise ValueError(
                 f"it would make about {made:.2g} requests, more than {MOST_REQUESTS:,}; make the rate (or "
-                f"the concurrency), load, duration or factor smaller"
+                f"the concurrency), load, duration, factor or programs smaller"
             )
         return self
 
+    @model_validator(mode="after")
+    def _programs_grow(self) -> Self:
+        how = self.misbehaviour
+        if how is not None and how.kind == "bigger_program" and self._growth(how.factor) == 1:
+            raise ValueError(
+                f"misbehaviour: bigger_program by {how.factor:g} makes no session of this workload bigger; "
+                f"take a larger factor, or more_requests"
+            )
+        return self
+
+    def _growth(self, factor: float) -> float:
+        """How many times the requests a session holds if programs are `factor` times as big."""
+        return self.requests_per_session(factor) / self.requests_per_session()
+
+    def _rate(self, client: Client) -> float:
+        """Requests/s that the client sends."""
+        return client.rate * self.load * self._growth(client.program_factor)
+
     def _expected(self, client: Client) -> float:
-        """About how many requests the client sends."""
+        """About how many requests the client sends; one session at least."""
         process = client.arrivals
-        users = process.users(client.share * self.load) if isinstance(process, ClosedLoop) else 0
-        return max(client.rate * self.load * self.duration, users * self.requests_per_session())
+        users = process.users(client.share * self.load) if isinstance(process, ClosedLoop) else 1
+        return max(
+            self._rate(client) * self.duration, users * self.requests_per_session(client.program_factor)
+        )
 
     def choices(self) -> dict[str, Any]:
         """The parameters, and the rate in requests/s that came out for each client."""
-        rates = {client.name: round(client.rate * self.load, 9) for client in self.resolved}
+        rates = {client.name: round(self._rate(client), 9) for client in self.resolved}
         return super().choices() | {"client_rates": rates}
 
     def misbehaving(self) -> tuple[str, ...]:
@@ -141,7 +163,7 @@ class Synthetic(Family):
             for request in session:
                 placed = _placed(request, start, before, sent)
                 sent[request.id] = placed.arrival
-                yield replace(placed, weight=client.weight)
+                yield replace(placed, prompt=(*client.added, *placed.prompt), weight=client.weight)
             ends.append(_last_of(session))
 
 

@@ -34,9 +34,9 @@ class MultiTurnChat(Synthetic):
     output_tokens: Lengths
     think: ThinkTime
 
-    def requests_per_session(self) -> float:
+    def requests_per_session(self, factor: float = 1.0) -> float:
         """The mean number of turns."""
-        return self.turns.expected()
+        return self.turns.expected() * factor
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's conversations."""
@@ -52,7 +52,7 @@ class MultiTurnChat(Synthetic):
     def _turns(self, client: Client, session: str, system: Segment, rng: Generator) -> Iterator[Request]:
         history: tuple[Segment, ...] = (system,)
         after: tuple[str, ...] = ()
-        for turn in range(self.turns.draw(rng)):
+        for turn in range(client.program(self.turns.draw(rng))):
             id = f"{session}/{turn}"
             think = self.think.draw(rng) if turn else 0.0
             prompt = (*history, Segment(f"user:{id}", self.user_tokens.draw(rng)))

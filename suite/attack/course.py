@@ -13,12 +13,12 @@ from functools import partial
 from math import inf
 from typing import Any, TypeAlias
 
-from suite import policies
 from suite.attack import space
 from suite.attack.minimise import minimised
 from suite.attack.objective import SEEDS, Contest, workload
 from suite.attack.search import STRATEGIES, Point
 from suite.errors import BadInput
+from suite.plugins import blame
 from suite.trace import Trace
 from workloads.spec import load
 
@@ -175,5 +175,5 @@ def _score(contest: Contest, point: Point) -> float | str:
     try:
         score = contest.score(space.parameters(point))
     except Exception as error:
-        return policies.blame(error, contest.scheduler.file)
+        return blame(error, *contest.scheduler.files)
     return -inf if score is None else score

@@ -15,7 +15,6 @@ from suite.attack.course import Attack, Finding
 from suite.attack.objective import ENGINE
 from suite.attack.words import comparison
 from suite.files import write_atomically
-from suite.policies import SchedulerSpec
 from suite.trace import Header, Trace
 
 
@@ -52,7 +51,7 @@ def _experiment(attack: Attack, finding: Finding, folder: Path) -> str:
     plain = {
         "name": contest.name,
         "workloads": [str(folder / "found.jsonl")],
-        "schedulers": [_chosen(contest.scheduler), _chosen(contest.rival)],
+        "schedulers": [contest.scheduler.reference, contest.rival.reference],
         "backend": ENGINE.model_dump(mode="json", include={"kind"}),
     }
     lines = [
@@ -62,12 +61,6 @@ def _experiment(attack: Attack, finding: Finding, folder: Path) -> str:
     ]
     comment = "".join(f"# {_printable(line)}\n" for line in lines)
     return comment + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
-def _chosen(scheduler: SchedulerSpec) -> str:
-    """As `suite.policies.parse` reads it back."""
-    by_path = ".py:" in scheduler.target
-    return scheduler.label.replace(scheduler.name, scheduler.target, 1) if by_path else scheduler.label
 
 
 def _printable(line: str) -> str:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from suite import dialect
 from suite.backends.base import Outcome, Progress
 from suite.content import Content, replied
-from suite.dialect import Prompts, Target
+from suite.dialect import Target
 from suite.errors import BadInput, did_you_mean
 from suite.policies import SchedulerSpec
 from suite.replay import Replayed, replay
@@ -50,7 +50,7 @@ class Endpoint(BaseModel):
     dialect: Literal["vllm", "openai"] = "openai"
     """`vllm` also asks for exact output lengths and names the client of each request to the server."""
     route: Literal["completions", "chat"] = "completions"
-    prompts: Prompts = "text"
+    prompts: Literal["tokens", "text"] = "text"
     """Token ids keep the trace's lengths to the token; text works everywhere, with about a token a word."""
     vocabulary: int = Field(default=32_000, ge=16)
     """Token ids in prompts stay below it. The default fits all common models; a tiny one may have fewer."""
@@ -87,7 +87,7 @@ class Endpoint(BaseModel):
             )
         target = Target(self.url, self._served(), self.dialect, self.route, self.prompts)
         replayed = replay(
-            trace, Content(trace.header.seed, self.vocabulary), [target],
+            trace, Content(trace.header.seed, self.vocabulary), target,
             processes=self.processes, journal=logs / "client.jsonl", progress=progress,
             timeout_s=self.timeout_s,
         )  # fmt: skip
@@ -171,14 +171,14 @@ def service_log(replayed: Replayed) -> pd.DataFrame:
             "output": replayed.streams["tokens"],
         }
     )
-    log = pd.concat([prompts, outputs]).reindex(columns=list(SERVICE_COLUMNS))
-    counts = list(SERVICE_COLUMNS[2:])
+    log = pd.concat([prompts, outputs]).assign(worker=None, recomputed=0)
+    counts = ["extend", "cached", "output"]
     log[counts] = log[counts].fillna(0).astype("int64")
-    return log.sort_values("time", kind="stable", ignore_index=True)
+    return log.sort_values("time", kind="stable", ignore_index=True)[list(SERVICE_COLUMNS)]
 
 
 def _requests(replayed: Replayed) -> pd.DataFrame:
-    frame = replayed.requests.assign(recomputed_tokens=0, preemptions=0)
+    frame = replayed.requests.assign(worker=None, recomputed_tokens=0, preemptions=0)
     frame["admitted"] = frame["arrival"].where(frame["first_token"].notna())
     return frame[list(REQUEST_COLUMNS)]
 

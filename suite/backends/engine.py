@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,24 +15,23 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from suite import environments, models
-from suite.backends import endpoint, engine_log
+from suite.backends import account
 from suite.backends.base import Incomplete, Outcome, Progress
 from suite.backends.engine_log import EngineLog
-from suite.backends.launch import Launch, home
+from suite.backends.entrance import Entrance, entrance
+from suite.backends.launch import Launch
 from suite.backends.servers import ENGINE_BYTES, POOL, Replicas, wait_for
 from suite.content import Content
+from suite.dialect import fits_header
 from suite.errors import BadInput
 from suite.models import Model
 from suite.policies import SchedulerSpec
 from suite.replay import Replayed, replay
-from suite.results import REQUEST_COLUMNS
 from suite.trace import Trace
 
 CPU_POOL = 256 * 2**20
 """Bytes of KV pool on the CPU unless told otherwise. An engine's own choice, most of the memory, would leave
 none for a second server."""
-LOG_PATIENCE = 5.0
-"""Seconds the engine may take to write down the end of requests that the client saw end."""
 DEATH = 5.0
 """Seconds a server whose engine is dead may take to end; until then it answers with errors."""
 
@@ -74,10 +73,12 @@ class EngineBackend(BaseModel, ABC):
     """Tokens of prompt and output together above which a request is rejected; by default what fits model and
     KV pool."""
     replicas: int = Field(default=1, ge=1)
+    """Servers; several stand behind the scheduler's router."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of a replica."""
     gpus: list[int] | None = None
-    """The GPUs of the first replica, then those of the second, ...; one GPU may stand more than once."""
+    """The GPUs of the first replica, then those of the second, ..., and from the front again when they run
+    out; one GPU may stand more than once."""
     client_processes: int = Field(default=1, ge=1)
     timeout_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     """A request without an end after so many seconds has failed."""
@@ -118,18 +119,23 @@ class EngineBackend(BaseModel, ABC):
         """Serve the trace in real time.
 
         In `logs`: server.log of the engine, service.jsonl and decisions.jsonl of the policy, client.jsonl of
-        the client; with several replicas those of the engine in replica-0, replica-1, ... The server stays up
-        for the next run with the same settings and scheduler, its server.log where it was started.
+        the client; with several replicas those of the engine in replica-0, replica-1, ...; besides those of
+        the router. The servers stay up for the next run with the same settings and scheduler, their
+        server.log where they were started; a router is started for each run.
         """
         launch = self.launch(scheduler)
+        _check_names(trace, launch)
         start = partial(launch.start, logs, progress)
         with POOL.lease(launch.key, start, launch.renew, launch.shortage) as replicas:
             word = self._word(launch, replicas, logs)
-            replayed = self._replayed(trace, launch, replicas, logs, progress)
-            dead = _dead(replicas, replayed)
+            with entrance(launch, replicas, logs, self.timeout_s) as way:
+                replayed = self._replayed(trace, launch, way, logs, progress)
+                dead = _dead(way, replicas, replayed)
+                word |= way.word() if way.alive() is None else {}
             disturbed = None if dead else launch.disturbed(replicas)
-            log = _engine_log(replicas, logs, replayed) if launch.logged else None
-            outcome = _outcome(replayed, log, word, disturbed)
+            log = account.kept(replicas, logs, replayed) if launch.logged else None
+            outcome = account.outcome(trace, launch, replayed, log, word)
+            outcome = replace(outcome, invalid=(*outcome.invalid, *filter(None, [disturbed])))
             if broken := _broken(replicas, log) or dead:
                 raise Incomplete(f"{launch.name} broke off: {broken}", outcome)
         return outcome
@@ -145,7 +151,7 @@ class EngineBackend(BaseModel, ABC):
     ) -> Iterator[tuple[Launch, Replicas]]:
         """Servers that are up as long as the context lasts; the first listens on `port` if it is given.
 
-        For `details` see `Launch`.
+        A router before them is the caller's to start: `suite.backends.entrance`. For `details` see `Launch`.
         """
         launch = replace(self.launch(scheduler), details=details)
         if lacking := launch.shortage():
@@ -185,18 +191,18 @@ class EngineBackend(BaseModel, ABC):
         return self.max_length or fits
 
     def _replayed(
-        self, trace: Trace, launch: Launch, replicas: Replicas, logs: Path, progress: Progress
+        self, trace: Trace, launch: Launch, way: Entrance, logs: Path, progress: Progress
     ) -> Replayed:
         model = launch.model
         return replay(
             trace,
             Content(trace.header.seed, model.vocabulary, model.first_token),
-            [launch.target(one) for one in replicas.all],
+            launch.target(way.url),
             processes=self.client_processes,
             journal=logs / "client.jsonl",
             progress=progress,
             timeout_s=self.timeout_s,
-            alive=replicas.alive,
+            alive=way.alive,
         )
 
     def _word(self, launch: Launch, replicas: Replicas, logs: Path) -> dict[str, Any]:
@@ -228,6 +234,7 @@ class EngineBackend(BaseModel, ABC):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.tensor_parallel)))
         chosen = [str(gpu) for gpu in self.gpus] if self.gpus is not None else visible.split(",")
         size = self.tensor_parallel
+        chosen *= -(-self.replicas * size // len(chosen)) if self.gpus else 1
         return tuple(tuple(chosen[i * size : (i + 1) * size]) for i in range(self.replicas))
 
     # -- settings that cannot work ---------------------------------------------------------------------------
@@ -251,12 +258,20 @@ class EngineBackend(BaseModel, ABC):
                 else None
             )
         if self.gpus is None and self.replicas > 1:
-            return "gpus: name those of each replica, such as [0, 1]; one GPU may stand more than once"
-        if self.gpus is not None and (len(self.gpus) != wanted or min(self.gpus) < 0):
+            return "gpus: name those of the replicas, such as [0, 1]; [0] if all share the first"
+        if self.gpus is not None and not self._go_round(self.gpus):
             return f"gpus: {wanted} wanted ({self.tensor_parallel} for each replica), not {self.gpus}"
         if self.kv_tokens is None and self.gpus is not None and len(set(self.gpus)) < wanted:
             return "kv_tokens: missing; say how large the KV pools of replicas that share a GPU are"
         return None
+
+    def _go_round(self, gpus: list[int]) -> bool:
+        """Whether every replica gets its GPUs, and as many as the others that share them."""
+        some = len(gpus)
+        whole = (
+            some > 0 and some % self.tensor_parallel == 0 and self.replicas * self.tensor_parallel % some == 0
+        )
+        return whole and min(gpus) >= 0
 
     def _wrong_arguments(self) -> str | None:
         for given, value in self.engine_args.items():
@@ -283,45 +298,27 @@ def _normal(arguments: dict[str, Any]) -> dict[str, Any]:
     return {_flag(key): value for key, value in arguments.items()}
 
 
-# -- after a run ---------------------------------------------------------------------------------------------
+# -- before and after a run ----------------------------------------------------------------------------------
 
 
-def _engine_log(replicas: Replicas, logs: Path, replayed: Replayed) -> EngineLog:
-    """The engine's own account of the run, moved into the run's folder and, if possible, complete."""
-    paths = [one.keep(home(logs, number, len(replicas.all))) for number, one in enumerate(replicas.all)]
-
-    def read() -> EngineLog:
-        return engine_log.together([engine_log.read(path, replayed.start) for path in paths])
-
-    wait_for(lambda: engine_log.missing(read(), replayed.requests) is None, LOG_PATIENCE)
-    return read()
+def _check_names(trace: Trace, launch: Launch) -> None:
+    """Raise `BadInput` if the front cannot be told who sends a request."""
+    if launch.scheduler.router is None or launch.peer:
+        return
+    for name in trace.clients:
+        if not fits_header(name):
+            raise BadInput(f"client {name!r}: no header can hold this name; give it another behind a router")
 
 
-def _outcome(
-    replayed: Replayed, log: EngineLog | None, word: dict[str, Any], disturbed: str | None
-) -> Outcome:
-    """What the run gave, by the engine's account where there is one, and what speaks against it."""
-    outcome = endpoint.outcome(replayed, word)
-    against: Sequence[str] = [disturbed] if disturbed else []
-    if log is None:
-        return replace(outcome, invalid=(*outcome.invalid, *against))
-    requests, disagreements = engine_log.merge(replayed.requests, log)
-    lacking = engine_log.missing(log, requests)
-    active = {"active": log.active} if log.active else {}
-    return replace(
-        outcome,
-        requests=requests[list(REQUEST_COLUMNS)],
-        service=log.service,
-        engine={**outcome.engine, **active, "service_log": "engine"},
-        invalid=(*outcome.invalid, *against, *disagreements, *([lacking] if lacking else [])),
-    )
+def _dead(way: Entrance, replicas: Replicas, replayed: Replayed) -> str | None:
+    """How a server, or the router before them, has ended in the middle of the run, if one has."""
 
+    def ended() -> str | None:
+        return way.alive() or replicas.alive()
 
-def _dead(replicas: Replicas, replayed: Replayed) -> str | None:
-    """How a server has ended in the middle of the run, if one has."""
     if (replayed.requests["status"] == "failed").any():
-        wait_for(lambda: replicas.alive() is not None, DEATH)
-    return replicas.alive()
+        wait_for(lambda: ended() is not None, DEATH)
+    return ended()
 
 
 def _broken(replicas: Replicas, log: EngineLog | None) -> str | None:

@@ -16,10 +16,10 @@ import pandas as pd
 from suite.errors import BadInput
 from suite.results import SERVICE_COLUMNS
 
-COLUMNS = ("client", "admitted", "cached", "recomputed", "preemptions", "output", "finished")
+COLUMNS = ("client", "worker", "admitted", "cached", "recomputed", "preemptions", "output", "finished")
 """Of `EngineLog.requests`."""
 
-_Row: TypeAlias = tuple[float, str, int, int, int, int]
+_Row: TypeAlias = tuple[float, str, str, int, int, int, int]
 """Of `suite.results.SERVICE_COLUMNS`."""
 
 
@@ -28,10 +28,10 @@ class EngineLog:
     """The log of one run, as far as it was written. Times are in seconds on the run's clock.
 
     `policy` is the first line's word about policy and engine, empty if there is none. `service` has
-    `suite.results.SERVICE_COLUMNS`. `requests` has `COLUMNS`, one row per request by id: times of first
-    admission and end (NaN where it never happened), tokens cached at admission, tokens recomputed and places
-    lost after it, output tokens. `failed` is what the policy raised, if it did. `active` counts the admission
-    passes of an engine's own scheduler by the policy that ordered them.
+    `suite.results.SERVICE_COLUMNS`. `requests` has `COLUMNS`, one row per request by id: the replica, times
+    of first admission and end (NaN where it never happened), tokens cached at admission, tokens recomputed
+    and places lost after it, output tokens. `failed` is what the policy raised, if it did. `active` counts
+    the admission passes of an engine's own scheduler by the policy that ordered them.
     """
 
     path: Path
@@ -42,13 +42,13 @@ class EngineLog:
     active: dict[str, int]
 
 
-def read(path: Path, start: float) -> EngineLog:
-    """The log in a file. `start` is the engine's clock at time zero of the run.
+def read(path: Path, start: float = 0.0, worker: str = "replica-0") -> EngineLog:
+    """The log in a file, of the replica `worker`. `start` is the engine's clock at time zero of the run.
 
     A cut last line is left out: the engine was killed, or the disk was full. Raises `BadInput` naming the
     file and the line.
     """
-    reading = _Reading()
+    reading = _Reading(worker)
     for number, line in lines(path):
         try:
             kind, time, *facts = line
@@ -67,13 +67,19 @@ def read(path: Path, start: float) -> EngineLog:
 
 
 def together(logs: Sequence[EngineLog]) -> EngineLog:
-    """The logs of the replicas that served one run as one log. The policy is the first one's."""
+    """The logs of the replicas that served one run as one log. The policy is the first one's.
+
+    A request that was begun on several, as one was lost, is told of where it got furthest.
+    """
     service = pd.concat([log.service for log in logs]).sort_values("time", kind="stable", ignore_index=True)
+    requests = pd.concat([log.requests for log in logs])
+    furthest = requests.sort_values(["output", "finished"], kind="stable")
+    furthest = furthest[~furthest.index.duplicated(keep="last")]
     return EngineLog(
         Path(os.path.commonpath([log.path for log in logs])),
         logs[0].policy,
         service,
-        pd.concat([log.requests for log in logs]),
+        furthest.loc[requests.index.unique()],
         next((log.failed for log in logs if log.failed is not None), None),
         dict(sum((Counter(log.active) for log in logs), Counter[str]())),
     )
@@ -106,12 +112,13 @@ def missing(log: EngineLog, requests: pd.DataFrame) -> str | None:
 def merge(requests: pd.DataFrame, log: EngineLog) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """The client's requests with what only the engine knows, and where the two disagree.
 
-    `requests` are as in `suite.replay.Replayed`; admitted, cached_tokens, recomputed_tokens and preemptions
-    are the engine's. Client and engine must agree on the cached and output tokens of what finished, and on
-    who sent it.
+    `requests` are as in `suite.replay.Replayed`; worker, admitted, cached_tokens, recomputed_tokens and
+    preemptions are the engine's. Client and engine must agree on the cached and output tokens of what
+    finished, and on who sent it.
     """
     engine = log.requests.reindex(requests["id"]).set_axis(requests.index)
     merged = requests.assign(
+        worker=engine["worker"].where(engine["worker"].notna(), None),
         admitted=engine["admitted"].astype(float),
         cached_tokens=_counts(engine["cached"]),
         recomputed_tokens=_counts(engine["recomputed"]),
@@ -154,6 +161,7 @@ class _Seen:
     """A request, as far as it has been read. Fields as in `COLUMNS`."""
 
     client: str
+    worker: str
     admitted: float = nan
     cached: int = 0
     recomputed: int = 0
@@ -166,6 +174,7 @@ class _Seen:
 class _Reading:
     """What has been read so far."""
 
+    worker: str
     policy: dict[str, Any] = field(default_factory=dict)
     rows: list[_Row] = field(default_factory=list)
     requests: dict[str, _Seen] = field(default_factory=dict)
@@ -178,13 +187,13 @@ def _policy(reading: _Reading, time: float, facts: dict[str, Any]) -> None:
 
 
 def _admitted(reading: _Reading, time: float, id: str, client: str, extend: int, cached: int) -> None:
-    reading.requests[id] = _Seen(client, time, cached)
-    reading.rows.append((time, client, extend, cached, 0, 0))
+    reading.requests[id] = _Seen(client, reading.worker, time, cached)
+    reading.rows.append((time, client, reading.worker, extend, cached, 0, 0))
 
 
 def _resumed(reading: _Reading, time: float, id: str, client: str, recomputed: int, cached: int) -> None:
     reading.requests[id].recomputed += recomputed
-    reading.rows.append((time, client, 0, 0, recomputed, 0))
+    reading.rows.append((time, client, reading.worker, 0, 0, recomputed, 0))
 
 
 def _spared(reading: _Reading, time: float, id: str, client: str, tokens: int) -> None:
@@ -192,7 +201,7 @@ def _spared(reading: _Reading, time: float, id: str, client: str, tokens: int) -
 
 
 def _generated(reading: _Reading, time: float, by_client: Mapping[str, int]) -> None:
-    reading.rows += [(time, client, 0, 0, 0, tokens) for client, tokens in by_client.items()]
+    reading.rows += [(time, client, reading.worker, 0, 0, 0, tokens) for client, tokens in by_client.items()]
 
 
 def _preempted(reading: _Reading, time: float, id: str) -> None:
@@ -202,10 +211,10 @@ def _preempted(reading: _Reading, time: float, id: str) -> None:
 def _finished(
     reading: _Reading, time: float, id: str, client: str, reason: str, output: int, uncomputed: int
 ) -> None:
-    request = reading.requests.setdefault(id, _Seen(client))
+    request = reading.requests.setdefault(id, _Seen(client, reading.worker))
     request.output, request.finished = output, time
     if uncomputed:
-        reading.rows.append((time, client, -uncomputed, 0, 0, 0))
+        reading.rows.append((time, client, reading.worker, -uncomputed, 0, 0, 0))
 
 
 def _failed(reading: _Reading, time: float, message: str) -> None:

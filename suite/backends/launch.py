@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from packaging.version import Version
 
+from baselines.router import Router
 from suite.backends import engine_log
 from suite.backends.base import Progress
+from suite.backends.front.config import Engine, WorkerAddress
 from suite.backends.servers import (
     Plugin,
     Replica,
@@ -23,6 +26,7 @@ from suite.backends.servers import (
     first_line,
     gpu_memory,
     gpu_shortage,
+    replica_name,
     variables,
     wait_for,
     wait_until_up,
@@ -32,7 +36,7 @@ from suite.dialect import Target
 from suite.environments import Environment
 from suite.errors import BadInput
 from suite.models import Model
-from suite.policies import STOCK, SchedulerSpec, Stock
+from suite.policies import STOCK, PeerRouter, SchedulerSpec, Stock
 from suite.processes import check_port, free_port
 
 LOG_PATIENCE = 10.0
@@ -41,6 +45,11 @@ FIRST_ANSWER = 120.0
 """Seconds the first request may take; an engine makes much ready only when it is asked."""
 WHOLE = 0.9
 """Share of a GPU's memory that an engine takes where it is to find out how large a KV pool fits."""
+ROUTED_BLOCK = 16
+"""Tokens of the smallest block that a router looks at."""
+
+ELSEWHERE: ContextVar[Callable[[int, Path], Replica] | None] = ContextVar("ELSEWHERE", default=None)
+"""Starts replica number n on a machine of its own, its logs in the folder; see `suite.backends.ray`."""
 
 
 class Sizes(NamedTuple):
@@ -61,9 +70,11 @@ class Launch(ABC):
     replica, on each of its GPUs.
     """
 
-    engine: ClassVar[str]
+    engine: ClassVar[Engine]
     plugin: ClassVar[Plugin | None] = None
     """By which it finds the suite's plugin, unless the command line names it."""
+    publishes: ClassVar[bool] = False
+    """True if it can tell a router what leaves its prefix cache."""
 
     environment: Environment
     model: Model
@@ -77,19 +88,23 @@ class Launch(ABC):
     start_timeout_s: float
     details: tuple[str, ...] = ()
     """What the service log is to hold besides: "steps", "timing"; see `suite.backends.host`."""
+    host: str = "127.0.0.1"
+    """The address at which the servers listen."""
 
     def __post_init__(self) -> None:
         spec = self.scheduler
         if isinstance(spec, Stock) and spec.engine != self.engine:
             known = ", ".join(f"{self.engine}:{policy}" for policy in STOCK[self.engine])
             raise BadInput(f"scheduler {spec.name!r}: {spec.place}; {self.engine} has {known}")
+        if spec.router is None and self.replicas > 1:
+            raise BadInput(f"{self.replicas} replicas need a router; write round-robin+{spec.label}")
         _ = self.policy
 
     # -- what an engine is --------------------------------------------------------------------------------
 
     @abstractmethod
-    def target(self, replica: Replica) -> Target:
-        """How the replay client puts requests to a server."""
+    def target(self, url: str) -> Target:
+        """How the replay client puts requests to a server, or to the router before it, at this address."""
 
     @abstractmethod
     def sizes(self, replica: Replica) -> Sizes:
@@ -108,8 +123,11 @@ class Launch(ABC):
         """Empty the server's prefix cache. Raises `OSError` if that cannot be done."""
 
     @abstractmethod
-    def _command(self, port: int, folder: Path, number: int) -> list[str]:
-        """The command line of replica `number`, which writes its logs into the folder."""
+    def _command(self, port: int, folder: Path, number: int, events: str | None = None) -> list[str]:
+        """The command line of replica `number`, which writes its logs into the folder.
+
+        With `events` it tells there what enters and leaves its prefix cache.
+        """
 
     @abstractmethod
     def _variables(self, folder: Path) -> dict[str, str]:
@@ -138,10 +156,35 @@ class Launch(ABC):
 
     @property
     def key(self) -> str:
-        """Equal for launches that give the same servers."""
-        return json.dumps(
-            [str(self.environment.folder), self.model.path, self.flags, self.policy, self.replicas, self.gpus]
+        """Equal for launches that give the same servers, whatever router stands before them."""
+        servers = (
+            self.environment.folder,
+            self.model.path,
+            self.flags,
+            self.policy,
+            self.replicas,
+            self.gpus,
         )
+        return json.dumps([*servers, self.watched], default=str)
+
+    @property
+    def peer(self) -> PeerRouter | None:
+        """Another project's router, if one stands before the servers."""
+        router = self.scheduler.router
+        return router if isinstance(router, PeerRouter) else None
+
+    @property
+    def watched(self) -> bool:
+        """Whether the router wants to be told what leaves the prefix caches, and the engine can tell."""
+        router = self.scheduler.router
+        if router is None or self.peer or not self.publishes:
+            return False
+        return type(router.build()).evicted is not Router.evicted
+
+    @property
+    def routed_block(self) -> int:
+        """Tokens of the blocks that a router looks at: the engine's own, unless they are smaller than 16."""
+        return self.block if self.block >= ROUTED_BLOCK else ROUTED_BLOCK
 
     @cached_property
     def policy(self) -> dict[str, Any]:
@@ -155,7 +198,7 @@ class Launch(ABC):
 
     def configuration(self, folder: Path) -> dict[str, Any]:
         """What the plugin is told; see `suite.backends.host`."""
-        scheduler = {"stock": self.stock.policy} if self.stock else wanted(self.scheduler)
+        scheduler = {"stock": self.stock.engine_policy} if self.stock else wanted(self.scheduler)
         return {
             "scheduler": scheduler,
             "logs": str(folder.absolute()),
@@ -173,9 +216,7 @@ class Launch(ABC):
             check_port(port)
         replicas = Replicas()
         try:
-            packages = replicas.stage(self.plugin)
-            for number in range(self.replicas):
-                self._add(replicas, home(logs, number, self.replicas), packages, None if number else port)
+            self._start_all(replicas, logs, port)
             wait_until_up(replicas, self.name, self.start_timeout_s, lambda note: progress(0.0, note))
             self._make_ready(replicas)
         except BaseException:
@@ -183,8 +224,32 @@ class Launch(ABC):
             raise
         return replicas
 
+    def _start_all(self, replicas: Replicas, logs: Path, port: int | None) -> None:
+        elsewhere = ELSEWHERE.get()
+        packages = replicas.stage(self.plugin)
+        for number in range(self.replicas):
+            folder = home(logs, number, self.replicas)
+            if elsewhere:
+                replicas.take(elsewhere(number, folder))
+            else:
+                self.add(replicas, folder, packages, None if number else port)
+
+    def workers(self, replicas: Replicas) -> list[WorkerAddress]:
+        """The servers as a router is told of them."""
+        return [
+            WorkerAddress(
+                name=one.name,
+                url=one.url,
+                kv_tokens=self.sizes(one).pool if self.logged else self.pool,
+                events=one.events,
+            )
+            for one in replicas.all
+        ]
+
     def shortage(self) -> str | None:
-        """What memory is lacking to start the servers, if any."""
+        """What memory is lacking to start the servers here, if any."""
+        if ELSEWHERE.get():
+            return None
         if not self.gpus:
             return cpu_shortage(self.replicas * self.needed, self.name)
         shares = Counter(gpu for gpus in self.gpus for gpu in gpus)
@@ -194,20 +259,22 @@ class Launch(ABC):
         """Bytes that a replica takes on a GPU."""
         return self.needed if self.pool is not None else max(self.needed, int(WHOLE * gpu_memory(gpu)[1]))
 
-    def _add(self, replicas: Replicas, folder: Path, packages: Path, port: int | None) -> None:
+    def add(self, replicas: Replicas, folder: Path, packages: Path, port: int | None = None) -> None:
+        """Start one more server, its logs in the folder; `packages` is what `Replicas.stage` gave."""
         for old in (*folder.glob("service-*.jsonl"), *folder.glob("decisions-*.jsonl")):
             old.unlink()  # of a run that broke off; it must not be taken for this one's
         port = port or free_port()
-        number = len(replicas.all)
+        number, scratch = len(replicas.all), replicas.scratch()
+        events = f"ipc://{scratch}/events" if self.watched else None
         own = {
             **self.environment.variables,
             "PYTHONPATH": str(packages),
-            "TMPDIR": str(replicas.scratch()),
+            "TMPDIR": str(scratch),
             **self._places(number),
             **self._variables(folder),
         }
-        command = self._command(port, folder, number)
-        replicas.add(command, variables(own), folder, f"http://127.0.0.1:{port}")
+        command = self._command(port, folder, number, events)
+        replicas.add(command, variables(own), folder, f"http://{self.host}:{port}", events)
 
     def _places(self, number: int) -> dict[str, str]:
         """Where replica `number` finds its model and its GPUs."""
@@ -262,6 +329,7 @@ class Launch(ABC):
 
         Raises `OSError` if it does not answer.
         """
+        replica.refresh()
         line = first_line(replica.service_log)
         return dict(line[2]) if line else {}
 
@@ -292,7 +360,12 @@ class Launch(ABC):
 
     def _has_begun(self, replica: Replica) -> bool:
         """Whether the log of the run in force has begun, if need be after a while."""
-        return wait_for(lambda: first_line(replica.service_log) is not None, LOG_PATIENCE)
+
+        def begun() -> bool:
+            replica.refresh()
+            return first_line(replica.service_log) is not None
+
+        return wait_for(begun, LOG_PATIENCE)
 
     def _is_cold_after_reset(self, replica: Replica) -> bool:
         """Whether a reset makes a prompt that was in the cache miss it. Leaves the cache empty."""
@@ -313,13 +386,14 @@ class Launch(ABC):
 
 def home(logs: Path, number: int, replicas: int) -> Path:
     """Where the logs of replica `number` go."""
-    return logs / f"replica-{number}" if replicas > 1 else logs
+    return logs / replica_name(number) if replicas > 1 else logs
 
 
 def cause(replicas: Replicas) -> str | None:
     """Why servers have ended, if they have: what the policy raised, or how the process ended."""
     reason = replicas.alive()
     for replica in replicas.all:
-        if replica.service_log.exists() and (raised := engine_log.read(replica.service_log, 0.0).failed):
+        replica.refresh()
+        if replica.service_log.exists() and (raised := engine_log.read(replica.service_log).failed):
             return f"the scheduler failed: {raised} (log: {replica.server.log})"
     return reason

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -21,10 +21,10 @@ import psutil
 
 import baselines
 import suite
+from suite import plugins
 from suite.backends.base import KEPT
 from suite.dialect import API_KEY
 from suite.errors import BadInput
-from suite.policies import SchedulerSpec
 from suite.processes import Server
 
 ENGINE_BYTES = 1_500_000_000
@@ -39,18 +39,40 @@ _FOREIGN = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", API_KEY)
 _OPENER = build_opener(ProxyHandler({}))  # loopback is never asked by way of a proxy
 
 
+class Running(Protocol):
+    """A server that runs, on this machine or another."""
+
+    log: Path
+
+    def alive(self) -> str | None:
+        """None while it runs, else how it ended."""
+        ...
+
+    def stop(self) -> None:
+        """End it and all it has started."""
+        ...
+
+
 @dataclass
 class Replica:
-    """One server. It writes its logs into `folder`, under a new number with each run."""
+    """One server. It writes its logs into `folder`, under a new number with each run.
 
-    server: Server
+    `events` is the ZeroMQ address at which it tells what enters and leaves its prefix cache, if it does.
+    """
+
+    name: str
+    server: Running
     url: str
     folder: Path
+    events: str | None = None
     run: int = 0
 
     def __post_init__(self) -> None:
         self.service_log = self.folder / f"service-{self.run}.jsonl"
         """Where the service log of the run in force is."""
+
+    def refresh(self) -> None:
+        """Bring its logs here up to date: nothing to do where it writes them itself."""
 
     def begin_run(self) -> None:
         """The engine has begun a run, and a new log."""
@@ -73,6 +95,11 @@ class Replica:
         return self.service_log
 
 
+def replica_name(number: int) -> str:
+    """What replica `number` is called everywhere."""
+    return f"replica-{number}"
+
+
 @dataclass
 class Replicas:
     """The servers of one engine under one scheduler."""
@@ -80,10 +107,22 @@ class Replicas:
     all: list[Replica] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
 
-    def add(self, command: Sequence[str], variables: Mapping[str, str], folder: Path, url: str) -> None:
+    def add(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        folder: Path,
+        url: str,
+        events: str | None,
+    ) -> None:
         """Start one more."""
         server = self._stack.enter_context(Server(command, variables, folder / "server.log"))
-        self.all.append(Replica(server, url, folder))
+        self.all.append(Replica(replica_name(len(self.all)), server, url, folder, events))
+
+    def take(self, replica: Replica) -> None:
+        """Have one more, which was started elsewhere."""
+        self._stack.callback(replica.server.stop)
+        self.all.append(replica)
 
     def stage(self, plugin: Plugin | None = None) -> Path:
         """`packages` for as long as the servers live."""
@@ -204,18 +243,18 @@ def _distribute(plugin: Plugin, folder: Path) -> None:
     (about / "entry_points.txt").write_text(f"[{plugin.group}]\nsuite = {plugin.target}\n")
 
 
-def wanted(scheduler: SchedulerSpec) -> dict[str, Any]:
-    """A scheduler as `suite.backends.host` is told of it: target, all parameters.
+def wanted(chosen: plugins.Plugin) -> dict[str, Any]:
+    """A scheduler or router as the process that hosts it is told of it: target, all parameters.
 
     Raises `BadInput` if a parameter would not be the same at the other end.
     """
-    place, _, name = scheduler.target.rpartition(":")
-    target = f"{Path(place).absolute()}:{name}" if place.endswith(".py") else scheduler.target
-    return {"target": target, "parameters": _arriving(scheduler)}
+    place, _, name = chosen.target.rpartition(":")
+    target = f"{Path(place).absolute()}:{name}" if place.endswith(".py") else chosen.target
+    return {"target": target, "parameters": _arriving(chosen)}
 
 
-def _arriving(scheduler: SchedulerSpec) -> dict[str, Any]:
-    given = scheduler.full_parameters
+def _arriving(chosen: plugins.Plugin) -> dict[str, Any]:
+    given = chosen.full_parameters
     try:
         arriving: dict[str, Any] = json.loads(json.dumps(given, allow_nan=False))
     except ValueError:
@@ -223,8 +262,8 @@ def _arriving(scheduler: SchedulerSpec) -> dict[str, Any]:
     for key, value in given.items():
         if arriving.get(key) != value:
             raise BadInput(
-                f"scheduler {scheduler.name!r}: {key}={value!r} cannot be sent to an engine; use finite "
-                f"numbers, text, or lists and mappings of them"
+                f"{chosen.kind.word} {chosen.name!r}: {key}={value!r} cannot be sent to another process; use "
+                f"finite numbers, text, or lists and mappings of them"
             )
     return arriving
 

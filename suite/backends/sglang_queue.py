@@ -2,8 +2,9 @@
 environment: standard library, sglang, and files of the suite that say the same of themselves.
 
 A request says who sends it in `routing_key` (or the header X-SMG-Routing-Key), and in the `custom_params` of
-its sampling parameters: request_id, weight, priority, all optional. What they hold is foreign data: nonsense
-in it falls back to the default.
+its sampling parameters: request_id, weight, priority, all optional. Other projects' routers drop these;
+behind them its id says all that, and client_id, as a JSON object. What they hold is foreign data: nonsense in
+it falls back to the default.
 
 What SGLang passes over when it is offered (too many LoRA adapters, a batch of another kind) is hidden from
 the policy for the rest of the pass, and the policy asked anew. SGLang's health checks never reach the policy.
@@ -11,6 +12,7 @@ the policy for the rest of the pass, and the policy asked anew. SGLang's health 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -142,12 +144,20 @@ class PolicyQueue(list[Any]):
 
 def _facts(request: Any) -> tuple[str, str, int, float, int]:
     """Id, client, prompt tokens, weight, priority."""
-    says = request.sampling_params.custom_params
-    says = says if isinstance(says, dict) else {}
+    given = request.sampling_params.custom_params
+    says = given if isinstance(given, dict) else _said_by_id(request.rid)
     return (
         said.name(says.get("request_id"), said.name(request.rid, "")),
-        said.name(request.routing_key, said.ANONYMOUS),
+        said.name(request.routing_key, said.name(says.get("client_id"), said.ANONYMOUS)),
         len(request.origin_input_ids),
         said.weight(says.get("weight")),
         said.priority(says.get("priority", request.priority), 0),
     )
+
+
+def _said_by_id(rid: str) -> dict[str, Any]:
+    """What an id says that is a JSON object."""
+    with suppress(ValueError):
+        says = json.loads(rid) if rid.startswith("{") else {}
+        return says if isinstance(says, dict) else {}
+    return {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from suite.backends.front.config import Engine
 from suite.backends.launch import FIRST_ANSWER, LOG_PATIENCE, Launch, Sizes
 from suite.backends.servers import Plugin, Replica, ask
 from suite.dialect import Target
@@ -23,14 +24,14 @@ _PATIENCE = 5.0
 class SGLangLaunch(Launch):
     """SGLang servers; `flags` are those of `sglang.launch_server`."""
 
-    engine: ClassVar[str] = "sglang"
+    engine: ClassVar[Engine] = "sglang"
     plugin: ClassVar[Plugin | None] = Plugin(
         "suite_sglang", "sglang.srt.plugins", "suite.backends.sglang_plugin:register"
     )
 
-    def target(self, replica: Replica) -> Target:
+    def target(self, url: str) -> Target:
         """SGLang's own route: in 0.5.15 the one of the OpenAI API gives no token ids."""
-        return Target(replica.url, self.model.name, "sglang", "generate", "tokens")
+        return Target(url, self.model.name, "sglang", "generate", "tokens", peer=self.peer is not None)
 
     def sizes(self, replica: Replica) -> Sizes:
         """From the log's first line."""
@@ -65,13 +66,13 @@ class SGLangLaunch(Launch):
             "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",  # else each poll is a request of its own
         }
 
-    def _command(self, port: int, folder: Path, number: int) -> list[str]:
+    def _command(self, port: int, folder: Path, number: int, events: str | None = None) -> list[str]:
         flags = {
             "model-path": self.model.path,
             "served-model-name": self.model.name,
-            "host": "127.0.0.1",
+            "host": self.host,
             "port": port,
-            "schedule-policy": self.stock.policy if self.stock else "fcfs",
+            "schedule-policy": self.stock.engine_policy if self.stock else "fcfs",
             **self.flags,
         }
         words = (word for flag, value in flags.items() for word in _words(flag, value))

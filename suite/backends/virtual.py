@@ -48,7 +48,11 @@ class Virtual(Simulator):
     version: str | None = None
     """Of the engine; by default the newest that is installed."""
     noise: None = None
-    """A judge has none."""
+    """A judge has none, and no replicas."""
+    replicas: Literal[1] = 1
+    dispatch_delay: Literal[0] = 0
+    report_delay: Literal[0] = 0
+    losses: tuple[()] = ()
 
     def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
         """Serve the trace. Raises `BadInput` if the engine is not installed, or stops."""
@@ -60,6 +64,8 @@ class Virtual(Simulator):
     def serve(self, trace: Trace, scheduler: SchedulerSpec, logs: Path) -> dict[str, Any]:
         """What the driver answers, see `suite.backends.virtual_driver`; its logs go into the folder."""
         scheduler.build()  # refused here if it is the engine's own
+        if scheduler.router:
+            raise BadInput(f"{scheduler.label}: no router runs with `clock: virtual`; name a scheduler alone")
         logs.mkdir(parents=True, exist_ok=True)
         (logs / SERVICE_LOG).unlink(missing_ok=True)  # of a run that broke off
         job = {
@@ -133,7 +139,8 @@ def _requests(trace: Trace, served: dict[str, Any], log: pd.DataFrame) -> pd.Dat
         spoken = fact.get("tokens", [])
         rows.append(
             {
-                "id": request.id, "client": request.client, "session": request.session,
+                "id": request.id, "client": request.client, "worker": seen.get("worker"),
+                "session": request.session,
                 "arrival": fact.get("arrival", nan), "first_token": spoken[0] if spoken else nan,
                 "finish": spoken[-1] if fact["status"] == "finished" else nan,
                 "admitted": seen.get("admitted", nan), "prompt_tokens": request.prompt_tokens,

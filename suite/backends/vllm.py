@@ -16,8 +16,8 @@ CUDA_BLOCK = 16
 
 _OURS = (
     "additional-config", "data-parallel-size", "dtype", "enable-prompt-tokens-details",
-    "gpu-memory-utilization", "host", "model", "port", "scheduler-cls", "scheduling-policy",
-    "served-model-name", "uds",
+    "gpu-memory-utilization", "host", "kv-events-config", "model", "port", "scheduler-cls",
+    "scheduling-policy", "served-model-name", "uds",
 )  # fmt: skip
 _SMALLEST = 3
 """Blocks without which a server cannot show that its cache is cold; see `Launch.renew`."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from suite.backends.front.config import Engine
 from suite.backends.launch import FIRST_ANSWER, LOG_PATIENCE, Launch, Sizes
 from suite.backends.servers import Replica, ask, gpu_memory
-from suite.dialect import Target
+from suite.dialect import Prompts, Target
 
 _PLUGIN = "suite.backends.vllm_plugin"
 
@@ -20,17 +21,23 @@ _PLUGIN = "suite.backends.vllm_plugin"
 class VLLMLaunch(Launch):
     """vLLM servers; `flags` are those of `vllm serve`. Its own schedulers run without the plugin."""
 
-    engine: ClassVar[str] = "vllm"
+    engine: ClassVar[Engine] = "vllm"
+    publishes: ClassVar[bool] = True
 
     @property
     def logged(self) -> bool:
         """False for vLLM's own schedulers, which are left alone."""
         return self.stock is None
 
-    def target(self, replica: Replica) -> Target:
-        """Requests say their priority where vLLM is to go by it."""
-        by_priority = self.stock is not None and self.stock.policy == "priority"
-        return Target(replica.url, self.model.name, "vllm", "completions", "tokens", by_priority)
+    def target(self, url: str) -> Target:
+        """Requests say their priority where vLLM is to go by it. sglang-router takes no token ids here."""
+        by_priority = self.stock is not None and self.stock.engine_policy == "priority"
+        prompts: Prompts = "tokens"
+        if self.peer and self.peer.program == "sglang-router":
+            prompts = "words" if self.model.is_made else "text"
+        return Target(
+            url, self.model.name, "vllm", "completions", prompts, by_priority, self.peer is not None
+        )
 
     def sizes(self, replica: Replica) -> Sizes:
         """From the log's first line."""
@@ -42,6 +49,7 @@ class VLLMLaunch(Launch):
         """For vLLM's own scheduler what the server has written at its start."""
         if self.logged:
             return super().facts(replica)
+        replica.refresh()
         name = _policy_told(replica.server.log)
         return {"target": f"vllm:{name}", "name": name, "parameters": {}, "source": ""}
 
@@ -66,15 +74,17 @@ class VLLMLaunch(Launch):
     def _variables(self, folder: Path) -> dict[str, str]:
         return {"VLLM_SERVER_DEV_MODE": "1"}
 
-    def _command(self, port: int, folder: Path, number: int) -> list[str]:
+    def _command(self, port: int, folder: Path, number: int, events: str | None = None) -> list[str]:
         serve = [str(self.environment.python), "-m", "vllm.entrypoints.cli.main", "serve", self.model.path]
-        address = {"host": "127.0.0.1", "port": port, "served-model-name": self.model.name}
-        flags = {**self.flags, **self._share(number), **self._scheduling(folder), **address}
+        address = {"host": self.host, "port": port, "served-model-name": self.model.name}
+        flags = {
+            **self.flags, **self._share(number), **self._scheduling(folder), **_publishing(events), **address
+        }  # fmt: skip
         return [*serve, *(word for flag, value in flags.items() for word in _words(flag, value))]
 
     def _scheduling(self, folder: Path) -> dict[str, Any]:
         if self.stock:
-            return {"scheduling-policy": self.stock.policy}
+            return {"scheduling-policy": self.stock.engine_policy}
         return {
             "scheduler-cls": f"{_PLUGIN}.{'FairAsyncScheduler' if self._asynchronous else 'FairScheduler'}",
             "additional-config": {"suite": self.configuration(folder)},
@@ -93,6 +103,17 @@ class VLLMLaunch(Launch):
         gpu = self.gpus[number][0]
         _, total = gpu_memory(gpu)
         return {"gpu-memory-utilization": round(min(self._needed(gpu) / total, 1.0), 4)}
+
+
+def _publishing(events: str | None) -> dict[str, Any]:
+    """It listens at ipc addresses alone; to others it connects, or it takes all the machine's."""
+    if events is None:
+        return {}
+    return {
+        "kv-events-config": {
+            "enable_kv_cache_events": True, "publisher": "zmq", "endpoint": events, "topic": "kv-events"
+        }
+    }  # fmt: skip
 
 
 def _policy_told(log: Path) -> str:

@@ -68,3 +68,35 @@ def engine(
     with progress().status("starting") as status:
         tables = bench_engine.engines(engines or (), status.update)
     show(*tables)
+
+
+@app.command()
+def decisions(
+    routers: Annotated[
+        list[str] | None, typer.Option("--router", "-r", help="Repeatable. By default all of ours.")
+    ] = None,
+) -> None:
+    """Measure what a routing decision costs, with 8 and 64 workers and an index of a million tokens.
+
+    Example: suite bench decisions --router d2lpm
+    """
+    from suite import bench_router_decisions
+
+    with progress().status("starting") as status:
+        table = bench_router_decisions.routers(routers or (), status.update)
+    show(table)
+
+
+@app.command()
+def front() -> None:
+    """Measure the suite's front beside both Rust routers and none: requests/s, added latency, CPU.
+
+    Takes about six minutes.
+
+    Example: suite bench front
+    """
+    from suite import bench_front
+
+    with progress().status("starting") as status:
+        table = bench_front.front(bench_front.KINDS, status.update)
+    show(table)

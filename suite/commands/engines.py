@@ -1,4 +1,4 @@
-"""`suite engines ...`: the environments of real engines: list, install, adopt, remove."""
+"""`suite engines ...`: the environments of real engines and routers: list, install, adopt, remove."""
 
 from __future__ import annotations
 
@@ -29,17 +29,22 @@ def engines(context: typer.Context) -> None:
 @app.command()
 def install(
     engine: Annotated[str, typer.Argument(help="Name of the engine, such as vllm.")],
-    device: Device,
+    device: Annotated[
+        str | None, typer.Option(help="What it runs on: cpu or cuda.", show_default="the only one there is")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Release; by default the newest offered.")] = None,
 ) -> None:
-    """Install an engine into an environment of its own, with exactly pinned packages.
+    """Install an engine, or another project's router, into an environment of its own.
 
-    Example: suite engines install vllm --device cpu
+    Its packages are exactly pinned.
+
+    Examples: suite engines install vllm --device cpu, suite engines install sglang-router
     """
     from suite import environments
 
     with progress().status("this takes from seconds to minutes, and up to 10 GB"):
-        environment = environments.install(engine, device, version, say)
+        where = environments.device_for(engine, device)
+        environment = environments.install(engine, where, version, say)
     say(f"ready: {environment.engine} {environment.version} on {environment.device}")
 
 

@@ -17,13 +17,14 @@ def new() -> None:
     """Write a file to begin with."""
 
 
+_File = Annotated[Path, typer.Argument(help="File to write, such as my_idea.py.")]
+_Class = Annotated[
+    str | None, typer.Option("--class", help="Name of the class.", show_default="from the file's name")
+]
+
+
 @app.command()
-def scheduler(
-    path: Annotated[Path, typer.Argument(help="File to write, such as my_idea.py.")],
-    cls: Annotated[
-        str | None, typer.Option("--class", help="Name of the class.", show_default="from the file's name")
-    ] = None,
-) -> None:
+def scheduler(path: _File, cls: _Class = None) -> None:
     """Write a scheduler that works and explains itself: change it into yours, then run it as it says.
 
     Example: suite new scheduler my_idea.py
@@ -33,3 +34,16 @@ def scheduler(
     found = templates.scheduler(path, cls)
     say(f"written: {path}, the class {found}")
     say(f"try it:  suite run --scheduler {path}:{found} --against standard")
+
+
+@app.command()
+def router(path: _File, cls: _Class = None) -> None:
+    """Write a router that works and explains itself: change it into yours, then run it as it says.
+
+    Example: suite new router my_router.py
+    """
+    from suite import templates
+
+    found = templates.router(path, cls)
+    say(f"written: {path}, the class {found}")
+    say(f"try it:  suite run -w chat -s {path}:{found}+dlpm -s d2lpm+dlpm --set backend.replicas=4")

@@ -1,4 +1,4 @@
-"""`suite serve`: an engine under a scheduler, left up for clients of any kind."""
+"""`suite serve`: an engine under a scheduler, or several behind a router, left up for clients of any kind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from suite.commands.console import complain, plain, progress, say, show
 
 if TYPE_CHECKING:
+    from suite.backends.entrance import Entrance
     from suite.backends.launch import Launch
     from suite.backends.servers import Replicas
 
@@ -27,11 +28,15 @@ _CLIENT = {
     "vllm": 'put "vllm_xargs": {"client_id": "NAME"} into the body of each request',
     "sglang": 'send the header "X-SMG-Routing-Key: NAME" with each request',
 }
-"""How a client says who it is, by engine."""
+"""How a client says who it is, by engine, ..."""
+_ROUTED = 'send the header "X-Client-Id: NAME" with each request'
+"""... and to the front."""
 
 
 def serve(
-    scheduler: Annotated[str, typer.Option("--scheduler", "-s", help="Scheduler to serve under.")],
+    scheduler: Annotated[
+        str, typer.Option("--scheduler", "-s", help="Scheduler to serve under, or ROUTER+SCHEDULER.")
+    ],
     engine: Annotated[str, typer.Option("--engine", "-e", help="vllm or sglang.")] = "vllm",
     model: Annotated[
         str | None, typer.Option(help="tiny, mid, a folder or a name on the hub.", show_default="mid")
@@ -50,16 +55,20 @@ def serve(
     """Start an engine under a scheduler and leave it up until Ctrl-C; then tell what each client got.
 
     It speaks the OpenAI API. A client says who it is with each request: to vLLM in the body, beside `model`
-    and `prompt`, as "vllm_xargs": {"client_id": "NAME"}; to SGLang in the header X-SMG-Routing-Key.
+    and `prompt`, as "vllm_xargs": {"client_id": "NAME"}; to SGLang in the header X-SMG-Routing-Key; to a
+    router of ours, before either, in the header X-Client-Id.
 
     [bold]Examples[/bold]
 
     suite serve --scheduler dlpm --model tiny
 
+    suite serve -s d2lpm+dlpm --set replicas=2 --model tiny
+
     suite serve -e sglang -s my_idea.py:MyIdea --port 8100 --set max_running=8 --set kv_tokens=8192
     """
     from suite import policies
     from suite.backends.engines import named
+    from suite.backends.entrance import entrance
     from suite.runner import RUNS
     from suite.validation import assignments, validated
 
@@ -68,11 +77,12 @@ def serve(
     spec = policies.parse(scheduler)
     with ExitStack() as stack:
         with progress().status("starting") as status:
-            launch, replicas = stack.enter_context(
-                backend.serving(spec, folder, lambda _, note="": status.update(Text(note)), port)
-            )
-        _tell(launch, replicas, folder)
-        died = _until_interrupted(replicas)
+            note = lambda _, note="": status.update(Text(note))  # noqa: E731
+            own = None if spec.router else port
+            launch, replicas = stack.enter_context(backend.serving(spec, folder, note, own))
+            way = stack.enter_context(entrance(launch, replicas, folder, backend.timeout_s, port))
+        _tell(launch, way, folder)
+        died = _until_interrupted(way)
     if launch.logged:
         show(_table(replicas))
     if died:
@@ -80,21 +90,22 @@ def serve(
         raise typer.Exit(1)
 
 
-def _tell(launch: Launch, replicas: Replicas, folder: Path) -> None:
-    for replica in replicas.all:
-        say(f"url:     {replica.url}/v1")
+def _tell(launch: Launch, way: Entrance, folder: Path) -> None:
+    say(f"url:     {way.url}/v1")
+    if way.admin_url:
+        say(f"state:   {way.admin_url}/state, and /metrics there")
     say(f"model:   {launch.model.name}")
-    if launch.logged:
-        say(f"client:  {_CLIENT[launch.engine]}")
+    if launch.logged or way.admin_url:
+        say(f"client:  {_ROUTED if way.admin_url else _CLIENT[launch.engine]}")
     say(f"logs:    {folder}")
     say(f"{launch.name} is up; Ctrl-C ends it")
     sys.stdout.flush()
 
 
-def _until_interrupted(replicas: Replicas) -> str | None:
-    """Why a server has ended before; None after Ctrl-C or SIGTERM."""
+def _until_interrupted(way: Entrance) -> str | None:
+    """Why nothing can be served any more; None after Ctrl-C or SIGTERM."""
     try:
-        while (reason := replicas.alive()) is None:
+        while (reason := way.alive()) is None:
             time.sleep(_LOOK)
     except KeyboardInterrupt:
         return None
@@ -105,7 +116,7 @@ def _table(replicas: Replicas) -> Table:
     """What each client got, by the service log."""
     from suite.backends import engine_log
 
-    log = engine_log.together([engine_log.read(one.service_log, 0.0) for one in replicas.all])
+    log = engine_log.together([engine_log.read(one.service_log, worker=one.name) for one in replicas.all])
     table = Table("client", title="served", title_justify="left")
     for heading in ("requests", "prompt tokens", "of them cached", "output tokens"):
         table.add_column(heading, justify="right")

@@ -1,18 +1,22 @@
 """The fairness audit: was the gap in service between backlogged clients what theory allows the policy?
 
 The widest gap over every interval in which two clients are backlogged (`suite.metrics.backlog`) beside the
-bound of the policy (`suite.metrics.bounds`), both from the run folder alone.
+bound of the policy (`suite.metrics.bounds`), both from the run folder alone. With several replicas there are
+two such checks: of the service of all of them while both clients are backlogged anywhere, which is what the
+papers promise and may be broken where they wait at different replicas; and of each replica's own service
+while both wait at that very one, which is what the proofs stand on: if that is broken, the scheduler is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from suite.metrics.backlog import Backlog, Gap, Pair, extremes, so_far
-from suite.metrics.bounds import Bound, bound
+from suite.metrics.backlog import Backlog, Gap, Pair, at_replica, extremes, so_far
+from suite.metrics.bounds import Bound, bound, replica_bounds
 from suite.metrics.fates import starved
 from suite.metrics.service import DEFAULT_WEIGHTS, KINDS, Floats
 from suite.results import Run
@@ -22,6 +26,7 @@ Value: TypeAlias = float | int | str | None
 COLUMNS = (
     "backlogged_gap_actual", "backlogged_gap_client", "bound_service", "bound", "bound_gap", "bound_held",
     "bound_window", "bound_none", "bound_pairs",
+    "worker_bound", "worker_gap", "worker_held", "worker_window",
 )  # fmt: skip
 
 ALONE = "no two clients were backlogged at once"
@@ -41,6 +46,8 @@ def audit(run: Run) -> dict[str, Value]:
     bound_window        who broke it, from when to when
     bound_none          why there is no bound
     bound_pairs         how many pairs were looked at, if not all
+    worker_*            the same of one replica among several, of the one and the pair that come nearest to
+                        their bound; None where no two clients were backlogged at one replica at once
     """
     backlog = Backlog(run.requests, run.service)
     row: dict[str, Value] = dict.fromkeys(COLUMNS)
@@ -50,7 +57,7 @@ def audit(run: Run) -> dict[str, Value]:
         gap = backlog.widest(backlog.normalised(kind, DEFAULT_WEIGHTS))
         row[f"backlogged_gap_{kind}"] = gap.size if gap else None
     row["bound_pairs"] = _pairs(backlog)
-    return {**row, **_verdict(run, backlog)}
+    return {**row, **_verdict(run, backlog), **_replicas(run)}
 
 
 def curve(run: Run) -> pd.DataFrame | None:
@@ -81,18 +88,52 @@ def _verdict(run: Run, backlog: Backlog) -> dict[str, Value]:
     limit = bound(run)
     if isinstance(limit, str):
         return {"bound_none": limit}
-    totals, gap = _worst(backlog, limit)
-    if gap is None:
+    worst = _finding(backlog, limit)
+    if worst is None:
         return {"bound_service": limit.service, "bound_none": ALONE}
-    allowed = _allowed(backlog, limit, gap.clients)
-    held = gap.size <= allowed * (1 + ROUNDING)
     return {
         "bound_service": limit.service,
-        "bound": allowed,
-        "bound_gap": gap.size,
-        "bound_held": held,
-        "bound_window": None if held else _window(backlog, totals, gap),
+        "bound": worst.allowed,
+        "bound_gap": worst.gap,
+        "bound_held": worst.window is None,
+        "bound_window": worst.window,
     }
+
+
+def _replicas(run: Run) -> dict[str, Value]:
+    found = {
+        worker: _finding(Backlog(*at_replica(run, worker)), limit)
+        for worker, limit in replica_bounds(run).items()
+    }
+    findings = [(one, worker) for worker, one in found.items() if one]
+    if not findings:
+        return {}
+    worst, worker = max(findings, key=lambda finding: finding[0].gap / finding[0].allowed)
+    return {
+        "worker_bound": worst.allowed,
+        "worker_gap": worst.gap,
+        "worker_held": worst.window is None,
+        "worker_window": f"{worker}: {worst.window}" if worst.window else None,
+    }
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """The gap that comes nearest to its bound, and who broke it when, if it was broken."""
+
+    allowed: float
+    gap: float
+    window: str | None
+
+
+def _finding(backlog: Backlog, limit: Bound) -> _Finding | None:
+    """None if no two clients were backlogged at once."""
+    totals, gap = _worst(backlog, limit)
+    if gap is None:
+        return None
+    allowed = _allowed(backlog, limit, gap.clients)
+    held = gap.size <= allowed * (1 + ROUNDING)
+    return _Finding(allowed, gap.size, None if held else _window(backlog, totals, gap))
 
 
 def _worst(backlog: Backlog, limit: Bound | str) -> tuple[Floats, Gap | None]:

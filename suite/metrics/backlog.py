@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from suite.metrics.service import Floats, Kind, Weights
 from suite.metrics.windows import overlap
+from suite.results import Run
 
 MOST_CLIENTS = 64
 """With more clients, only the pairs of these many that were backlogged longest are looked at."""
@@ -108,6 +109,23 @@ def backlogged(requests: pd.DataFrame) -> dict[str, Floats]:
     spans = requests.assign(until=until)[until.notna()].groupby("client")[["arrival", "until"]]
     unions = {str(client): overlap(rows.to_numpy(float), 1) for client, rows in spans}
     return {client: union for client, union in unions.items() if len(union)}
+
+
+def at_replica(run: Run, worker: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The requests and the service log of one replica, `arrival` being when a request was surely there.
+
+    In a simulated run that is after the delay of dispatch, and after the last loss or return of a replica
+    before its admission: it may have been sent elsewhere before.
+    """
+    rows = run.requests[run.requests["worker"] == worker]
+    backend = run.manifest.backend
+    changes = sorted(
+        time for loss in backend.get("losses", ()) for time in (loss["at"], loss["back"]) if time is not None
+    )
+    before = np.searchsorted(changes, rows["admitted"].fillna(np.inf).to_numpy(float), side="right")
+    last = np.array([-np.inf, *changes])[before]
+    there = np.maximum(rows["arrival"].to_numpy(float), last) + backend.get("dispatch_delay", 0.0)
+    return rows.assign(arrival=there), run.service[run.service["worker"] == worker]
 
 
 def extremes(difference: Floats, gap: Gap) -> tuple[int, int]:

@@ -221,9 +221,10 @@ GLOSSARY = (
     Metric(
         "bound_service bound bound_gap",
         "what the policy's theorem allows as backlogged gap, and the gap found, of the pair of clients f, "
-        "g that comes nearest to its bound. VTC: U/w_f + U/w_g; DLPM: 2 Q_u + U/w_f + U/w_g; D2LPM: that "
-        "times its workers; U = w_e L + w_q M, L = longest prompt, M = most output tokens that running "
-        "requests had yet to generate; in service (bound_service) and weights as the policy charges",
+        "g that comes nearest to its bound. VTC: U/w_f + U/w_g; DLPM: 2 Q_u + U/w_f + U/w_g; behind D2LPM, "
+        "and of VTC behind client-round-robin, that times the replicas; U = w_e L + w_q M, L = longest "
+        "prompt, M = most output tokens that running requests had yet to generate; in service "
+        "(bound_service) and weights as the policy charges",
         "as backlogged_gap",
         "text; service units",
         f"{_VTC}, Theorem 4.4; DLPM, arXiv 2501.14312, Theorems 4.1 and 5.1; suite.metrics.bounds",
@@ -237,6 +238,28 @@ GLOSSARY = (
         "yes or no; text",
         "this suite: suite.metrics.audit",
         "on a real engine a request waits from when the client sent it, a little before the engine saw it",
+    ),
+    Metric(
+        "worker_bound worker_gap worker_held worker_window",
+        "the same of one replica among several, that which comes nearest to its bound: what its scheduler "
+        "allows as gap in the service that it gave, U being of its own requests; the gap found; whether it "
+        "is within the bound; who broke it when. Whatever the router; none with one replica",
+        "every interval in which both have a request waiting for its first admission at that replica",
+        "service units; yes or no; text",
+        "DLPM, arXiv 2501.14312, Theorem 4.1, which the proof of Theorem 5.1 adds up over the replicas; "
+        "suite.metrics.audit",
+        "clients that wait at different replicas: nothing bounds how far these drift apart, so bound_gap may "
+        "pass its bound while every replica holds its own",
+    ),
+    Metric(
+        "imbalance",
+        "largest / mean of the replicas' actual service: 1 if all gave alike, D if one of D gave all; none "
+        "with one replica",
+        _WHOLE,
+        "1 to D",
+        "usual in the field; suite.metrics.balance",
+        "when: a replica may be overloaded early and idle later; and a replica with more cache hits computes "
+        "less for as many requests",
     ),
     Metric(
         "vtc_difference_{max,mean,variance}",

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
-from suite.metrics import audit, fairness, goodput, latency, throughput, vtc
+from suite.metrics import audit, balance, fairness, goodput, latency, throughput, vtc
 from suite.metrics.fates import FATES, finished
 from suite.metrics.goodput import Slo
 from suite.metrics.latency import Samples
@@ -43,6 +43,7 @@ def summarise(run: Run, slo: Slo | None = None, weights: Weights = DEFAULT_WEIGH
     row.update(_goodput(requests, slo))
     row.update(_fairness(run, weights))
     row.update(audit.audit(run))
+    row["imbalance"] = balance.imbalance(run, weights)
     row.update(_service_difference(requests, weights))
     row.update(_latency(latency.samples(requests, run.streams), misbehaving(run)))
     return row

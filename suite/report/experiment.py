@@ -16,8 +16,8 @@ from suite.errors import BadInput
 from suite.metrics.goodput import Slo
 from suite.results import Manifest, Run
 
-ORDER = ("fcfs", "lpm", "lpm-fallback", "vtc", "dlpm")
-"""Policies in the order in which they are shown; others follow by name."""
+ORDER = ("fcfs", "lpm", "lpm-fallback", "preble-groups", "vtc", "dlpm")
+"""Schedulers in the order in which they are shown, each alone, then behind routers; others follow by name."""
 
 Key: TypeAlias = tuple[int, str, list[tuple[int, float | str]]]
 
@@ -129,10 +129,12 @@ def setting_of(labels: Mapping[str, Any], without: str = "") -> str:
 
 
 def reading_order(policy: str, scheduler: str) -> Key:
-    """Sort key of a scheduler: known policies first, then by name; numbers in parameters by size."""
+    """Sort key of a scheduler: known ones first, then by name; numbers in parameters by size."""
     parts = re.split(r"(\d+(?:\.\d+)?)", scheduler)
     natural: list[tuple[int, float | str]] = [(0, float(p)) if i % 2 else (1, p) for i, p in enumerate(parts)]
-    return (ORDER.index(policy) if policy in ORDER else len(ORDER), policy, natural)
+    router, _, own = policy.rpartition("+")
+    place = ORDER.index(own) if own in ORDER else len(ORDER)
+    return (2 * place + bool(router), policy, natural)
 
 
 class _Index(BaseModel):

@@ -68,7 +68,7 @@ def render(
         headlines=[(head, headline.against(found, head.setting)) for head in heads],
         near_fairest=headline.NEAR_FAIREST,
         columns=tables.shown_columns(frame),
-        caption=tables.CAPTION,
+        caption=tables.caption(tables.shown_columns(frame)),
         rows=tables.rows(frame),
         excluded=tables.excluded(frame),
         warnings=[*_failed(experiment), *tables.warnings(frame)],

@@ -99,15 +99,24 @@ def _item(value: Any) -> Item:
 
 # -- the fairness audit ----------------------------------------------------------------------------------
 
-_AUDIT = ("run", "service charged", "largest gap", "bound", "gap / bound", "held", "window that broke it")
+_GAP = ("largest gap", "bound", "gap / bound", "held", "window that broke it")
+_REPLICA = tuple(f"{name}, one replica" for name in _GAP)
 
 
 def audit(frame: pd.DataFrame) -> Listing:
-    """One line per run: the largest gap between backlogged clients, the policy's bound, whether it held."""
+    """One line per run: the largest gap between backlogged clients, the policy's bound, whether it held.
+
+    With several replicas the same of one of them, that which came nearest to its bound.
+    """
     held = frame["bound_held"].dropna()
     title = f"The bound held in {int(held.sum())} of {len(held)} runs whose policy has one"
-    rows = [list(_audited(row)) for _, row in frame.iterrows()]
-    return Listing(title, _AUDIT, ("run", "service charged", "held", "window that broke it"), rows)
+    replicas = frame["worker_held"].dropna()
+    if len(replicas):
+        title += f"; that of each replica in {int(replicas.sum())} of {len(replicas)}"
+    rows = [[*_audited(row), *(_of_replica(row) if len(replicas) else ())] for _, row in frame.iterrows()]
+    headings = ("run", "service charged", *_GAP, *(_REPLICA if len(replicas) else ()))
+    words = [heading for heading in headings if heading.startswith(("run", "service", "held", "window"))]
+    return Listing(title, headings, tuple(words), rows)
 
 
 def _audited(row: pd.Series[Any]) -> Iterator[Item]:
@@ -117,12 +126,23 @@ def _audited(row: pd.Series[Any]) -> Iterator[Item]:
         yield _item(row["backlogged_gap_actual"])
         yield from (Item("none"), Item("none"), Item("no bound"), Item(str(row["bound_none"])))
         return
-    broken = not row["bound_held"]
     yield Item(str(row["bound_service"]))
-    yield from (_item(row["bound_gap"]), _item(row["bound"]), _item(row["bound_gap"] / row["bound"]))
     looked = f" ({row['bound_pairs']})" if pd.notna(row["bound_pairs"]) else ""
-    yield Item(("no" if broken else "yes") + looked, alarm=broken)
-    yield Item(str(row["bound_window"]) if broken else "")
+    yield from _gap(row, "bound_gap", "bound", "bound_window", looked)
+
+
+def _of_replica(row: pd.Series[Any]) -> Iterator[Item]:
+    if pd.isna(row["worker_bound"]):
+        return iter([Item("none")] * len(_REPLICA))
+    return _gap(row, "worker_gap", "worker_bound", "worker_window", "")
+
+
+def _gap(row: pd.Series[Any], gap: str, bound: str, window: str, note: str) -> Iterator[Item]:
+    """A gap, its bound, their ratio, and whether the bound held; if not, who broke it when."""
+    broken = bool(pd.notna(row[window]))
+    yield from (_item(row[gap]), _item(row[bound]), _item(row[gap] / row[bound]))
+    yield Item(("no" if broken else "yes") + note, alarm=broken)
+    yield Item(str(row[window]) if broken else "")
 
 
 # -- validity --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,7 +15,7 @@ from matplotlib import font_manager
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-LONGEST_NAME = 28
+LONGEST_NAME = 40
 
 Dashes: TypeAlias = Literal["-", "--", "-.", ":"]
 _DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
@@ -48,6 +49,19 @@ _POLICIES = {
     "vtc": Look("#0072b2", "o", "-"),
     "dlpm": Look("#009e73", "D", "-"),
 }
+_ROUTERS = {
+    "round-robin": Look("#d55e00", "^", "--"),
+    "client-round-robin": Look("#0072b2", "o", "-"),
+    "least-outstanding": Look("#8c510a", "<", "-."),
+    "power-of-two": Look("#56b4e9", "X", "-."),
+    "cache-aware": Look("#e69f00", "v", "-."),
+    "preble": Look("#7b3294", "*", ":"),
+    "d2lpm": Look("#009e73", "D", "-"),
+    "sglang-router": Look("#cc79a7", "P", "--"),
+    "vllm-router": Look("#1b1b6f", "p", ":"),
+}
+"""The look of what stands behind each router, that of the scheduler it goes with in the papers where there is
+one; another project's router goes by its program."""
 _OTHERS = (
     Look("#cc79a7", "P", "--"),
     Look("#56b4e9", "X", "-."),
@@ -65,22 +79,47 @@ MOST_CLIENTS = len(_CLIENT_COLORS)
 
 
 def policies(names: Collection[str]) -> dict[str, Look]:
-    """The look of each policy: fixed for those of the suite, by rank of name for others."""
-    strangers = sorted(set(names) - set(_POLICIES))
-    return _POLICIES | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(strangers)}
+    """The look of each policy: fixed for those of the suite, by rank of name for others.
+
+    Behind a router it is the router's; where two policies would look alike the second is a variant.
+    """
+    fixed = {name: look for name in set(names) if (look := _fixed(name))}
+    taken = {look.color for look in fixed.values()}
+    free = [look for look in _OTHERS if look.color not in taken] or _OTHERS
+    strangers = sorted(set(names) - set(fixed))
+    looks = fixed | {name: free[i % len(free)] for i, name in enumerate(strangers)}
+    return _POLICIES | _told_apart({name: looks[name] for name in sorted(looks, key=_routed)})
 
 
 def schedulers(policy_of: Mapping[str, str]) -> dict[str, Look]:
-    """The look of each scheduler, given its policy: variants of one policy are paler and dashed otherwise."""
+    """The look of each scheduler, given its policy: those of one policy are variants of its look."""
     base = policies(policy_of.values())
-    seen: dict[str, int] = {}
-    looks = {}
-    for scheduler, policy in policy_of.items():
-        variant = seen[policy] = seen.get(policy, -1) + 1
-        look = base[policy]
-        dashes = _DASHES[(_DASHES.index(look.dashes) + variant) % 4]
-        looks[scheduler] = look._replace(color=_paler(look.color, 0.22 * min(variant, 3)), dashes=dashes)
-    return looks
+    return _told_apart({scheduler: base[policy] for scheduler, policy in policy_of.items()})
+
+
+def _fixed(policy: str) -> Look | None:
+    router, plus, _ = policy.partition("+")
+    return _ROUTERS.get(router.partition(":")[0]) if plus else _POLICIES.get(policy)
+
+
+def _routed(policy: str) -> tuple[bool, str]:
+    """Sort key: what stands behind a router comes last."""
+    return "+" in policy, policy
+
+
+def _told_apart(looks: Mapping[str, Look]) -> dict[str, Look]:
+    """The same looks, but of those in one colour each further one paler and dashed otherwise."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for name, look in looks.items():
+        found[name] = _variant(look, seen[look.color])
+        seen[look.color] += 1
+    return found
+
+
+def _variant(look: Look, number: int) -> Look:
+    dashes = _DASHES[(_DASHES.index(look.dashes) + number) % 4]
+    return look._replace(color=_paler(look.color, 0.22 * min(number, 3)), dashes=dashes)
 
 
 def _paler(color: str, share: float) -> str:

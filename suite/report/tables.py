@@ -21,7 +21,7 @@ from suite.report.experiment import Cell, Experiment, load, reading_order
 from suite.results import Manifest
 
 REFERENCE = "vtc"
-"""The policy whose throughput the others are compared with, as in the papers."""
+"""The scheduler whose throughput the others are compared with, alone or behind a router, as in the papers."""
 
 
 def collect(folder: Path, slo: Slo | None = None) -> pd.DataFrame:
@@ -115,6 +115,8 @@ COLUMNS = (
         "jain_actual_backlogged", "Jain, backlogged", "max", 3, window="backlogged", none="backlogged_none"
     ),
     Column("bound_share", "gap / bound", None, 2, optional=True),
+    Column("worker_share", "replica's gap / bound", None, 2, optional=True),
+    Column("imbalance", "imbalance", "min", 2, optional=True),
     Column("hit_rate", "hit rate (%)", "max", 1, scale=100),
     Column("well_ttft_p50", "TTFT P50 (s)", "min"),
     Column("well_ttft_p99", "TTFT P99 (s)", "min"),
@@ -122,7 +124,7 @@ COLUMNS = (
     Column("e2e_p99", "e2e P99 (s)", "min"),
     Column("preemptions", "preempted", "min", 0),
 )
-CAPTION = (
+_CAPTION = (
     "service/s: client service (input + 2 output tokens) per second of makespan. Jain, all active: on client "
     "service while all clients are active (the DLPM paper's number); Jain, backlogged: on actual service "
     "(uncached input + 2 output) while all are waiting. x vtc: service/s over vtc's. "
@@ -131,6 +133,25 @@ CAPTION = (
     "* best of its workload; ± standard deviation over seeds; "
     f"† taken in less than {SHORT:.0%} of the makespan, too short to rank by."
 )
+
+
+_BOUNDS = {
+    "bound_share": ("bound_gap", "bound", "bound_window"),
+    "worker_share": ("worker_gap", "worker_bound", "worker_window"),
+}
+"""Shares of a bound: the summary's columns that say the gap, the bound, and who broke it when."""
+
+
+_REPLICAS = (
+    " replica's gap / bound: in the service of one replica, while both wait at it. imbalance: largest over "
+    "mean actual service of the replicas."
+)
+
+
+def caption(columns: Sequence[Column]) -> str:
+    """What stands below the final table with these columns."""
+    replicas = any(column.key in ("worker_share", "imbalance") for column in columns)
+    return _CAPTION + (_REPLICAS if replicas else "")
 
 
 def shown_columns(frame: pd.DataFrame) -> tuple[Column, ...]:
@@ -164,11 +185,14 @@ def aggregated(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns: those of `over_seeds` for `COLUMNS`, and `<key>_short` where the number comes from a window that
     was too short under some seed. `starved` counts the requests never admitted. `vs_reference` is the ratio
-    of mean client service to that of the reference policy in the same setting, `bound_share` the largest gap
-    over its bound.
+    of mean client service to that of the reference in the same setting, `bound_share` and `worker_share` the
+    largest gap over its bound.
     """
     results = valid(frame)
-    results = results.assign(bound_share=_numbers(results["bound_gap"]) / _numbers(results["bound"]))
+    shares = {
+        key: _numbers(results[gap]) / _numbers(results[bound]) for key, (gap, bound, _) in _BOUNDS.items()
+    }
+    results = results.assign(**shares)
     table = over_seeds(results, [column.key for column in COLUMNS if column.key in results])
     groups = results.groupby(["setting", "scheduler"], sort=False)
     index = pd.MultiIndex.from_frame(table[["setting", "scheduler"]])
@@ -179,8 +203,9 @@ def aggregated(frame: pd.DataFrame) -> pd.DataFrame:
             any_short = short.groupby([results["setting"], results["scheduler"]]).any()
             table[f"{column.key}_short"] = any_short.reindex(index).to_numpy(bool)
     table["starved"] = groups["starved"].sum().reindex(index).to_numpy()
-    table["bound_share"] = groups["bound_share"].max().reindex(index).to_numpy()
-    table["bound_share_sd"] = np.nan  # of a largest there is none
+    for key in _BOUNDS:
+        table[key] = groups[key].max().reindex(index).to_numpy()
+        table[f"{key}_sd"] = np.nan  # of a largest there is none
     return table.assign(vs_reference=table["client_service_per_s"] / table["setting"].map(_references(table)))
 
 
@@ -218,7 +243,8 @@ def _numbers(values: pd.Series[Any]) -> pd.Series[float]:
 
 def _references(table: pd.DataFrame) -> dict[str, float]:
     """Client service of the reference in each setting: the first in reading order, so the plain one."""
-    candidates = table[table["policy"] == REFERENCE].drop_duplicates("setting")
+    own = table["policy"].str.split("+").str[-1]
+    candidates = table[own == REFERENCE].drop_duplicates("setting")
     return dict(zip(candidates["setting"], candidates["client_service_per_s"], strict=True))
 
 
@@ -303,10 +329,10 @@ _FATES = {
 
 
 def warnings(frame: pd.DataFrame) -> list[str]:
-    """What stands against the numbers: cells that are not valid, or not wholly what their name says, and
-    requests that were not served.
+    """What stands against the numbers: cells that are not valid, or not wholly what their name says,
+    requests that were not served, and bounds that were broken.
     """
-    return [*_invalid(frame), *_fallbacks(frame), *_losses(frame)]
+    return [*_invalid(frame), *_fallbacks(frame), *_losses(frame), *_broken_bounds(frame)]
 
 
 def _invalid(frame: pd.DataFrame) -> list[str]:
@@ -333,3 +359,25 @@ def _losses(frame: pd.DataFrame) -> list[str]:
         for fate, why in _FATES.items()
         if group[fate].sum() > 0
     ]
+
+
+_BROKEN = {
+    "bound_share": "the bound",
+    "worker_share": "the bound of one replica, which the scheduler there ought to hold,",
+}
+_TOGETHER = "the bound on all replicas together, promised for clients that wait at each of them,"
+
+
+def _broken_bounds(frame: pd.DataFrame) -> Iterator[str]:
+    """A sentence per setting and scheduler that broke a bound, with the widest gap and its window."""
+    for (setting, scheduler), group in frame.groupby(["setting", "scheduler"], sort=False):
+        names = _BROKEN | ({"bound_share": _TOGETHER} if group["imbalance"].notna().any() else {})
+        for key, (gap, bound, window) in _BOUNDS.items():
+            share = (_numbers(group[gap]) / _numbers(group[bound])).where(group[window].notna())
+            if share.notna().any():
+                worst = group.iloc[int(np.nanargmax(share))]
+                runs = f"{share.count()} of {len(group)} runs, at most {share.max():.2f} times over"
+                yield (
+                    f"{setting}, {scheduler}: {names[key]} was broken in {runs}: seed {worst['seed']}, "
+                    f"{worst[window]}"
+                )

@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suite.report.tables import CAPTION, COLUMNS, Column, Row, Shown, excluded, rows, shown_columns, warnings
+from suite.report.tables import COLUMNS, Column, Row, Shown, caption, excluded, rows, shown_columns, warnings
 
 _SEEDS, _DEVIATIONS = "seeds", "±"
 _LEAVING = (
     _SEEDS,
     "preemptions",
     "bound_share",
+    "worker_share",
     "e2e_p99",
+    "imbalance",
     "well_itl_p99",
     "hit_rate",
     "jain_actual_backlogged",
@@ -71,7 +73,7 @@ def _table(
     left_out: list[str],
     lost: list[str],
 ) -> Table:
-    table = Table(caption=_caption(left_out, lost), caption_justify="left", row_styles=["", "dim"])
+    table = Table(caption=_caption(columns, left_out, lost), caption_justify="left", row_styles=["", "dim"])
     table.add_column("scheduler", overflow="fold")
     kept = [column for column in columns if column.key not in left_out]
     seeds = _SEEDS not in left_out
@@ -88,10 +90,10 @@ def _table(
     return table
 
 
-def _caption(left_out: list[str], lost: list[str]) -> Text:
+def _caption(columns: tuple[Column, ...], left_out: list[str], lost: list[str]) -> Text:
     from_summary = [_heading(key) for key in left_out]
     notes = [f"Too narrow for: {'; '.join(from_summary)}; summary.csv has all."] if left_out else []
-    return Text("\n".join([CAPTION, *notes, *lost]))
+    return Text("\n".join([caption(columns), *notes, *lost]))
 
 
 def _heading(key: str) -> str:

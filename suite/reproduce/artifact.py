@@ -39,6 +39,7 @@ def _row(number: int, one: Response) -> dict[str, Any]:
     return {
         "id": f"row-{number:06}",
         "client": one.client,
+        "worker": None,
         "session": None,
         "arrival": one.req_time,
         "admitted": first_token,

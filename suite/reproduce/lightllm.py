@@ -7,14 +7,16 @@ without shared prefixes: its cache is never hit.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, repeat
 
 from baselines.scheduler import Scheduler
+from suite.backends.cost import Cost
 from suite.backends.simulator import Simulator
-from suite.backends.simulator.engine import Engine, Limits, Prefill
+from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live
-from suite.backends.simulator.noise import Durations
 from suite.backends.simulator.pool import SGLangPool
+from suite.backends.simulator.step import Limits, Prefill
 
 PATIENCE = 10
 """Decode steps after an admission before the next is tried."""
@@ -34,16 +36,16 @@ class LightLLMEngine(Engine):
     pool: SGLangPool
 
     def __init__(
-        self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits, kv_tokens: int
+        self, policy: Scheduler, cost: Cost, limits: Limits, factors: Iterator[float], kv_tokens: int
     ) -> None:
         self.pool = SGLangPool(kv_tokens, 1, self._moved)
-        super().__init__(requests, policy, cost, limits)
+        super().__init__(policy, cost, limits, factors)
         self._since_admission = 0
 
     def _fits(self, live: Live) -> bool:
         return live.prompt_tokens + live.output_tokens + ADAPTER_TOKENS < self.pool.capacity
 
-    def _step(self) -> None:
+    def _plan(self) -> None:
         work = Prefill()
         if not self.batch.members or self._since_admission >= PATIENCE:
             self._admit(work)
@@ -55,8 +57,6 @@ class LightLLMEngine(Engine):
             self.pool.take(len(self.batch.members))
             self._decode(1)
             self._since_admission += 1
-        else:
-            self._idle()
 
     def _open(self, work: Prefill) -> bool:
         return len(self.batch.members) + len(work.chunks) < self.limits.running
@@ -88,9 +88,7 @@ class LightLLM(Simulator):
     token_budget: int = PREFILL_TOKENS
     max_running: int = 1000
 
-    def engine_for(
-        self, requests: list[Live], policy: Scheduler, durations: Durations | None = None
-    ) -> LightLLMEngine:
+    def engine_for(self, policy: Scheduler, factors: Iterator[float] | None = None) -> LightLLMEngine:
         """A fresh engine with these settings."""
         limits = Limits(self.max_running, self.token_budget, 1)
-        return LightLLMEngine(requests, policy, durations or self.cost_model(), limits, self.pool_tokens())
+        return LightLLMEngine(policy, self.cost_model(), limits, factors or repeat(1.0), self.pool_tokens())

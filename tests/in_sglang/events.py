@@ -209,7 +209,11 @@ def stopped_early(way: str) -> None:
 
 def what_requests_say() -> None:
     """What a request says of itself is taken as far as it makes sense."""
+    own_id = '{"client_id": "a", "request_id": "t1", "weight": 2}'
     cases: list[tuple[str | None, Any, tuple[Any, ...]]] = [
+        (None, own_id, ("t1", "a", 2.0, 0)),
+        ("b", own_id, ("t1", "b", 2.0, 0)),
+        (None, '{"client_id": ', ('{"client_id": ', "anonymous", 1.0, 0)),
         (None, None, ("rid-r", "anonymous", 1.0, 0)),
         ("7", {"request_id": "t1", "weight": 2, "priority": 3}, ("t1", "7", 2.0, 3)),
         ("a", {"weight": "nan", "priority": "x"}, ("rid-r", "a", 1.0, 0)),
@@ -221,7 +225,8 @@ def what_requests_say() -> None:
     ]
     for client, says, expected in cases:
         made = request("r", [5] * 20, 5, client)
-        made.sampling_params.custom_params = says
+        made.sampling_params.custom_params = None if isinstance(says, str) else says
+        made.rid = says if isinstance(says, str) else made.rid
         with fair(POLICIES["dlpm"]) as (engine, folder):
             arrived, found = engine.core.host.arrived, []
 

@@ -38,8 +38,9 @@ KERNELS = {
 }
 """Kernels, where torch sees a GPU."""
 
-SUITE = ("suite.cli", "suite.runner", "suite.replay", "suite.report.html")
-"""What the suite imports, and its backend."""
+SUITE = ("suite.cli", "suite.runner", "suite.replay", "suite.report.html", "suite.backends.front.server")
+"""What the suite imports, its backend and its front."""
+ROUTER = ("sglang_router.router",)
 
 MOST = 30
 """Packages that may be missing before nothing more is tried."""
@@ -89,7 +90,7 @@ def attempt(engine: str, missing: list[str]) -> int:
 def _wanted(engine: str) -> Iterator[str]:
     yield from ("torch", "transformers")
     yield from MODULES[engine]
-    yield from (*SUITE, f"suite.backends.{engine}")
+    yield from (*SUITE, f"suite.backends.{engine}", *ROUTER)
     if importlib.import_module("torch").cuda.is_available():
         yield from KERNELS[engine]
 

@@ -93,6 +93,9 @@ SELECTIONS = {
     ),
 }  # fmt: skip
 
+ROUTER = "sglang-router-cpu-0.3.2"
+"""The pins of the router that is packed as well; see `suite.environments`."""
+
 LARGE = 8 * MIB
 """A larger file gets an archive of its own, so that the archives fill the parts well."""
 PRESET: Final = 1
@@ -140,10 +143,11 @@ def names(path: Path) -> set[str]:
 
 
 def requirements(engine: str, there: set[str], python: str, out: Path) -> list[str]:
-    """What to pack, as NAME==VERSION. Where the engine's pins and the suite's differ, the engine's count."""
+    """What to pack, as NAME==VERSION. Where pins differ, the engine's count, then the suite's."""
     selection = SELECTIONS[engine]
-    pins = environments.DATA / f"{engine}-cuda-{selection.release}.txt"
-    pinned = {**_pins(_suite_pins(python, out), python), **_pins(pins, python)}
+    pins = [environments.DATA / f"{ROUTER}.txt", _suite_pins(python, out)]
+    pins.append(environments.DATA / f"{engine}-cuda-{selection.release}.txt")
+    pinned = {name: version for path in pins for name, version in _pins(path, python).items()}
     return [
         f"{name}=={version}"
         for name, version in sorted(pinned.items())

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# The experiment ENGINE-gpu on a machine with a GPU and without a package index; README.md says how it is used.
+# The experiments ENGINE-gpu and ENGINE-replicas-gpu on a machine with a GPU and without a package index; README.md
+# says how it is used.
 #   run.sh ENGINE unpack PART...     put the packages of these parts in place
 #   run.sh ENGINE check              make the environment, import all, make it known to the suite
 #   run.sh ENGINE smoke              a few requests under two schedulers with a small model
 #   run.sh ENGINE experiment MODEL   the cells of one model, and an archive of them; repeated, it goes on where it
-#                                    stopped. The last two pass further arguments to `suite run`.
+#                                    stopped
+#   run.sh ENGINE replicas NUMBER    the same of so many replicas behind routers
+# The last three pass further arguments to `suite run`.
 # ENGINE is vllm or sglang. Variables: ROOT, where everything is put; OUT, where the archive goes; LIMIT, the seconds
 # of a stage; DEVICE and VERSION of the engine.
 set -euo pipefail
@@ -15,7 +18,7 @@ fail() {
     exit 2
 }
 
-(($#)) || fail "$(sed -n '2,9s/^# //p' "$0")"
+(($#)) || fail "$(sed -n '2,12s/^# //p' "$0")"
 ENGINE=$1
 shift
 DEVICE=${DEVICE:-cuda}
@@ -34,6 +37,7 @@ ROOT=$(realpath "$ROOT")
 OUT=$(realpath "$OUT")
 HERE=results/reference/gpu
 VENV=$ROOT/venv
+ROUTER=$ROOT/router
 SUITE=("$VENV/bin/python" -c 'from suite.cli import main; main()')
 
 export SUITE_ENGINES=$ROOT/engines
@@ -55,12 +59,12 @@ unpack() {
     done
 }
 
-# A virtual environment that sees the packages unpacked here, then this repository, then those of the machine's
+# A virtual environment, at $1, that sees the packages unpacked here, then this repository, then those of the machine's
 # own python3. Not --system-site-packages: that would be its base Python's, if it is a virtual environment itself.
 environment() {
-    [[ -x $VENV/bin/python ]] || python3 -m venv --without-pip "$VENV"
+    [[ -x $1/bin/python ]] || python3 -m venv --without-pip "$1"
     local places
-    places=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    places=$("$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     {
         printf '%s\n' "$ROOT/site" "$PWD"
         python3 -c 'import site; [print(f"import site; site.addsitedir({p!r})") for p in site.getsitepackages()]'
@@ -76,29 +80,32 @@ compiler() {
 }
 
 check() {
-    environment
+    environment "$VENV"
+    environment "$ROUTER"
     compiler
     [[ $DEVICE = cpu ]] || nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
     "$VENV/bin/python" -c 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__)'
     "$VENV/bin/python" "$HERE/check.py" "$ENGINE" ||
         fail "pack what is missing (there.txt), or mend it; then check again"
     "${SUITE[@]}" engines adopt "$VENV" --engine "$ENGINE" --device "$DEVICE"
+    "${SUITE[@]}" engines adopt "$ROUTER" --engine sglang-router --device cpu
 }
 
-# The suite with the experiment and more arguments, stopped after LIMIT seconds.
+# The suite with an experiment and more arguments, stopped after LIMIT seconds.
 suite() {
     [[ -e $SUITE_ENGINES ]] || fail "no engine is known yet; run: $0 $ENGINE check"
     compiler
     local arguments=("$@")
     if [[ $DEVICE = cpu ]]; then # the arguments in the experiment are a GPU's
         arguments+=(--set backend.device=cpu --set "backend.version=$VERSION" --set 'backend.engine_args={}')
+        arguments+=(--set backend.gpus=null)
     fi
-    timeout --kill-after=30 "$LIMIT" "${SUITE[@]}" run "$ENGINE-gpu" "${arguments[@]}"
+    timeout --kill-after=30 "$LIMIT" "${SUITE[@]}" run "${arguments[@]}"
 }
 
 smoke() {
     local few=(-s fcfs -s dlpm --seed 0 --set backend.model=mid --set workload.rate=4)
-    suite "${few[@]}" -o "$ROOT/runs/smoke" --fresh "$@" || {
+    suite "$ENGINE-gpu" "${few[@]}" -o "$ROOT/runs/smoke" --fresh "$@" || {
         last_words smoke
         return 1
     }
@@ -107,14 +114,28 @@ smoke() {
 
 experiment() {
     (($#)) && [[ $1 != -* ]] || fail "experiment: name one model"
-    local model=$1 status=0
+    local model=$1
     shift
-    suite --set "backend.model=$model" -o "$ROOT/runs/$model" "$@" || status=$?
-    pack "$model"
+    measure "$ENGINE-gpu" "$model" --set "backend.model=$model" "$@"
+}
+
+replicas() {
+    (($#)) && [[ $1 != -* ]] || fail "replicas: say how many"
+    local number=$1
+    shift
+    measure "$ENGINE-replicas-gpu" "$number" --set "backend.replicas=$number" "$@"
+}
+
+# A part of an experiment, and an archive of it: the experiment's name, the part's, arguments that make it that part.
+measure() {
+    local name=$1 part=$2 status=0
+    shift 2
+    suite "$name" -o "$ROOT/runs/$name-$part" "$@" || status=$?
+    pack "$name-$part"
     case $status in
         0) ;;
         124) say "stopped after $LIMIT s; the same command goes on where it stopped" ;;
-        *) last_words "$model" ;;
+        *) last_words "$name-$part" ;;
     esac
     return "$status"
 }
@@ -128,7 +149,7 @@ last_words() {
 
 # What is measured, and the servers' logs as long as they are short. The policies' logs are large and stay.
 pack() {
-    local archive=$OUT/$ENGINE-gpu-$1.tar.gz
+    local archive=$OUT/$1.tar.gz
     (
         cd "$ROOT/runs/$1"
         find . -type f ! -name '*.jsonl' ! -path './figures/*' ! -name report.html -size -2048k -print0 |
@@ -140,6 +161,6 @@ pack() {
 stage=${1:-}
 shift || true
 case $stage in
-    unpack | check | smoke | experiment) "$stage" "$@" ;;
-    *) fail "no stage '$stage'; there are unpack, check, smoke, experiment" ;;
+    unpack | check | smoke | experiment | replicas) "$stage" "$@" ;;
+    *) fail "no stage '$stage'; there are unpack, check, smoke, experiment, replicas" ;;
 esac

@@ -1,4 +1,4 @@
-"""The embedded backend: a deterministic simulator of one serving engine, on a virtual clock.
+"""The embedded backend: a deterministic simulator of a serving engine, or several, on a virtual clock.
 
 It schedules, caches and evicts as vLLM V1 or SGLang does, step by step, and takes the duration of a step from
 a cost model. It generates no tokens; it knows how long every output is.
@@ -6,28 +6,30 @@ a cost model. It generates no tokens; it knows how long every output is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from math import inf
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
 from suite.backends.cost import Cost
+from suite.backends.simulator.cluster import Cluster, Delays, Loss, Replica, collector_paused
 from suite.backends.simulator.cost import fitted, roofline
-from suite.backends.simulator.engine import CLIP, Engine, Limits, collector_paused
-from suite.backends.simulator.journal import Journal
-from suite.backends.simulator.live import Live, lives
-from suite.backends.simulator.noise import Durations, Noise, Noisy
+from suite.backends.simulator.dispatch import Dispatch
+from suite.backends.simulator.engine import Engine
+from suite.backends.simulator.live import lives
+from suite.backends.simulator.noise import Noise
+from suite.backends.simulator.outcome import outcome
 from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
-from suite.backends.simulator.streams import chunks
+from suite.backends.simulator.step import CLIP, Limits
 from suite.backends.simulator.vllm import VLLMEngine
-from suite.errors import did_you_mean
+from suite.errors import BadInput, did_you_mean
 from suite.policies import SchedulerSpec
-from suite.results import REQUEST_COLUMNS, SERVICE_COLUMNS
 from suite.trace import Trace
 
 ENGINES: dict[str, type[VLLMEngine] | type[SGLangEngine]] = {"vllm": VLLMEngine, "sglang": SGLangEngine}
@@ -36,6 +38,25 @@ MEMORY_UTILISATION = 0.9
 """Share of the GPU's memory that is used."""
 ACTIVATIONS = 1.5e9
 """Bytes of it for activations; what these and the weights leave is KV pool."""
+
+
+class Outage(BaseModel):
+    """The loss of a replica."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replica: int = Field(ge=0)
+    """Its number, from 0."""
+    at: float = Field(ge=0, allow_inf_nan=False)
+    """When it is lost, in seconds of the run."""
+    back: float | None = Field(default=None, allow_inf_nan=False)
+    """When it comes back, with nothing in its cache; never by default."""
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Self:
+        if self.back is not None and self.back <= self.at:
+            raise ValueError(f"back ({self.back:g} s) must be after at ({self.at:g} s)")
+        return self
 
 
 class Simulator(BaseModel):
@@ -68,6 +89,14 @@ class Simulator(BaseModel):
     """A file of fitted coefficients to use instead of the roofline of model and GPU."""
     noise: Noise | None = None
     """How much longer or shorter than the cost model's a step takes at random; not at all by default."""
+    replicas: int = Field(default=1, ge=1, le=1024)
+    """Engines, each with a scheduler of its own, behind a router."""
+    dispatch_delay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds from the router to a replica."""
+    report_delay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds until a report of what a replica has evicted reaches the router."""
+    losses: tuple[Outage, ...] = ()
+    """Replicas that are lost during the run."""
 
     @field_validator("model")
     @classmethod
@@ -91,24 +120,61 @@ class Simulator(BaseModel):
         if self.pool_tokens() < self.block_tokens:
             raise ValueError(f"model {self.model!r} leaves no memory for a KV cache on gpu {self.gpu!r}")
         self.cost_model()
+        self._check_losses()
         return self
 
-    def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
-        """Serve the trace. It leaves no logs."""
-        requests = lives(trace)
-        engine = self.engine_for(requests, scheduler.build(), self._durations(trace))
-        with collector_paused():
-            engine.run(progress)
-            streams = chunks(requests, engine.batch, engine.journal)
-            return Outcome(_requests(trace, requests), _service(engine.journal), _word(engine), streams)
+    def _check_losses(self) -> None:
+        """Each loss is of a replica that is there."""
+        up = dict.fromkeys(range(self.replicas), 0.0)
+        for loss in sorted(self.losses, key=lambda loss: loss.at):
+            if loss.replica not in up:
+                known = f"they are 0 to {self.replicas - 1}" if self.replicas > 1 else "the only one is 0"
+                raise ValueError(f"losses: there is no replica {loss.replica}; {known}")
+            if loss.at < up[loss.replica]:
+                raise ValueError(
+                    f"losses: replica {loss.replica} is lost at {loss.at:g} s, while it is not there"
+                )
+            up[loss.replica] = loss.back if loss.back is not None else inf
 
-    def engine_for(
-        self, requests: list[Live], policy: Scheduler, durations: Durations | None = None
-    ) -> Engine:
-        """A fresh engine with these settings, whose steps take as long as the cost model says by default."""
+    def run(self, trace: Trace, scheduler: SchedulerSpec, logs: Path, progress: Progress) -> Outcome:
+        """Serve the trace. It leaves no logs.
+
+        Raises `BadInput` if there are several replicas and no router, or a router that is another project's.
+        """
+        cluster = self._cluster(trace, scheduler)
+        with collector_paused():
+            cluster.run(progress)
+            return outcome(trace, cluster)
+
+    def engine_for(self, policy: Scheduler, factors: Iterator[float] | None = None) -> Engine:
+        """A fresh engine with these settings, each step taking the next of `factors` (or 1) as long as the
+        cost model says."""
         limits = Limits(self.max_running, self.token_budget, self.block_tokens, self.clip_tokens)
-        cost = durations or self.cost_model()
-        return ENGINES[self.engine](requests, policy, cost, limits, self.pool_tokens())
+        make = ENGINES[self.engine]
+        return make(policy, self.cost_model(), limits, factors or repeat(1.0), self.pool_tokens())
+
+    def _cluster(self, trace: Trace, scheduler: SchedulerSpec) -> Cluster:
+        if self.replicas > 1 and scheduler.router is None:
+            raise BadInput(
+                f"{self.replicas} replicas need a router; write round-robin+{scheduler.label} or the like"
+            )
+        replicas = [self._replica(trace, scheduler, number) for number in range(self.replicas)]
+        dispatch = None
+        if scheduler.router is not None:
+            names = [replica.name for replica in replicas]
+            dispatch = Dispatch(scheduler.router.build(), names, self.pool_tokens(), self.block_tokens)
+        delays = Delays(self.dispatch_delay, self.report_delay)
+        return Cluster(
+            lives(trace),
+            replicas,
+            dispatch,
+            delays,
+            (Loss(one.replica, one.at, inf if one.back is None else one.back) for one in self.losses),
+        )
+
+    def _replica(self, trace: Trace, scheduler: SchedulerSpec, number: int) -> Replica:
+        factors = self.noise.factors(trace.digest, number) if self.noise else None
+        return Replica(f"replica-{number}", lambda: self.engine_for(scheduler.build(), factors))
 
     def pool_tokens(self) -> int:
         """Tokens of KV cache that fit."""
@@ -124,40 +190,8 @@ class Simulator(BaseModel):
             return fitted(self.cost)
         return roofline(MODELS[self.model], GPUS[self.gpu])
 
-    def _durations(self, trace: Trace) -> Durations:
-        cost = self.cost_model()
-        return Noisy(cost, self.noise.factors(trace.digest)) if self.noise else cost
-
 
 def _known(kind: str, name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
     return name
-
-
-def _requests(trace: Trace, requests: list[Live]) -> pd.DataFrame:
-    rows = [
-        (
-            live.id, live.client, request.session, live.arrival, live.admitted, live.first_token, live.finish,
-            live.prompt_tokens, live.generated, live.cached, live.recomputed, live.preemptions, live.weight,
-            live.status, 0.0, None,
-        )
-        for request, live in zip(trace.requests, requests, strict=True)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(REQUEST_COLUMNS))
-
-
-def _service(journal: Journal) -> pd.DataFrame:
-    return pd.DataFrame(journal.rows, columns=list(SERVICE_COLUMNS))
-
-
-def _word(engine: Engine) -> dict[str, Any]:
-    return {
-        "kv_tokens": engine.pool.capacity * engine.pool.block,
-        "block_tokens": engine.pool.block,
-        "steps": engine.steps,
-        "decisions": engine.decisions,
-        "starved": sum(live.status == "starved" for live in engine.requests),
-        "evicted_tokens": engine.pool.evicted * engine.pool.block,
-        "virtual_seconds": engine.now,
-    }

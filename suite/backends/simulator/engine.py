@@ -1,4 +1,4 @@
-"""The engine's loop: receive, schedule, compute, on a virtual clock. What engines differ in is in subclasses.
+"""One engine: receive, schedule, compute, on a virtual clock. What engines differ in is in subclasses.
 
 Invariants, held by property tests: no request is lost or served twice; tokens are conserved (extend + cached
 = prompt, output as asked for); no block leaks or has two owners; nothing happens before its cause; the
@@ -7,20 +7,21 @@ policies that claim it are work-conserving; service charged equals service logge
 
 from __future__ import annotations
 
-import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from math import inf
+from operator import attrgetter
 
 from baselines.scheduler import Request, Scheduler
 from baselines.waiting import WaitingQueue
+from suite.backends.cost import Cost
 from suite.backends.simulator.batch import Batch
 from suite.backends.simulator.journal import Journal
-from suite.backends.simulator.live import Arrivals, Live
-from suite.backends.simulator.noise import Durations
+from suite.backends.simulator.live import Live
 from suite.backends.simulator.pool import Pool
+from suite.backends.simulator.step import NO_WORK, Limits, Prefill
 from suite.backends.simulator.tree import Mark, Node, cut
 
 
@@ -28,67 +29,27 @@ class PolicyError(RuntimeError):
     """The policy does what no host can go along with."""
 
 
-CLIP = 4096
-"""Of a request's coming output, SGLang reserves at most this many tokens (its default)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a step may hold: running requests, and tokens computed in it (for SGLang, of prefill only).
-
-    `block` is the size of a block of vLLM's KV cache in tokens; SGLang's holds one. `clip` is what SGLang's
-    admission reserves for a request's output at most.
-    """
-
-    running: int
-    tokens: int
-    block: int = 16
-    clip: int = CLIP
-
-
-class Prefill:
-    """The prefill work of one step: which requests compute how many tokens."""
-
-    __slots__ = ("attended", "chunks", "read", "tokens")
-
-    def __init__(self) -> None:
-        self.chunks: list[tuple[Live, int]] = []
-        self.tokens = self.attended = self.read = 0
-
-    def add(self, live: Live, chunk: int) -> None:
-        """Compute the next `chunk` tokens of a request."""
-        self.chunks.append((live, chunk))
-        self.tokens += chunk
-        self.attended += chunk * live.computed + chunk * (chunk + 1) // 2
-        self.read += live.computed + chunk
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No cyclic garbage collection: a run makes no cycles of garbage, and the search takes a fifth of it."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+_sequence = attrgetter("sequence")
 
 
 class Engine(ABC):
-    """One replica that serves requests under a policy. Call `run` once.
+    """One replica that serves what it is given, under a policy, by the clock of its host.
 
-    Afterwards the requests carry their times and counts, and `journal` holds the service log.
+    The host (`suite.backends.simulator.cluster`) calls `deliver` when a request comes, `begin` while no step
+    is under way and something has changed, and `end` at the time `ends`. Each step takes the next of
+    `factors` as long as the cost model says. `journal` holds the service log.
     """
 
     pool: Pool
 
-    def __init__(self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits) -> None:
-        self.requests = requests
+    def __init__(self, policy: Scheduler, cost: Cost, limits: Limits, factors: Iterator[float]) -> None:
         self.policy = policy
         self.cost = cost
         self.limits = limits
         self.now = 0.0
+        """When the step under way began, or the last one ended."""
+        self.ends = inf
+        """When the step, or the stretch of decode steps, under way ends; infinity if there is none."""
         self.steps = 0
         self.decisions = 0
         self.journal = Journal()
@@ -96,58 +57,91 @@ class Engine(ABC):
         self.batch = Batch(self.pool.block)
         self.chunked: Live | None = None
         """The request whose prefill has begun and not ended."""
-        self._arrivals = Arrivals(requests)
+        self.started: list[Live] = []
+        """Who got a first token since the host looked; it empties the list."""
+        self.left: list[Live] = []
+        """Who was served or rejected since the host looked; it empties the list."""
+        self._delivered: list[Live] = []
         self._received = 0
-        self._done = 0
+        self._factors = factors
+        self._factor = 1.0
+        self._work = NO_WORK
+        self._steps = 0
+        """Of the stretch under way; of them the batch decodes in `_decoded`: all or none."""
+        self._decoded = 0
         self._listens = type(policy).generated is not Scheduler.generated
 
-    def run(self, progress: Callable[[float], None]) -> None:
-        """Serve everything that the policy offers. `progress` is told the share done, now and then."""
-        with collector_paused():
-            while self._receive():
-                done = self._done
-                self._step()
-                if done // 64 != self._done // 64:
-                    progress(self._done / len(self.requests))
-        assert self.pool.available == self.pool.capacity, "blocks leaked"
+    # -- the host's clock ----------------------------------------------------------------------------------
 
-    # -- arrivals ------------------------------------------------------------------------------------------
+    def deliver(self, live: Live, now: float) -> None:
+        """A request comes. It is taken in before the next decision, for which a stretch is cut short."""
+        live.arrival = now
+        self._delivered.append(live)
+        if self._steps > 1 and self.ends < inf:
+            self._cut(now)
 
-    def _receive(self) -> bool:
-        """Take in what has arrived, jumping ahead while there is nothing to do. False when all is done."""
-        self._take_arrivals()
-        while not (self.batch.members or self.waiting or self.chunked):
-            time = self._arrivals.next_time()
-            if time == inf:
-                return False
-            self.now = max(self.now, time)
-            self._take_arrivals()
-        return True
+    def begin(self, now: float) -> None:
+        """Take in who came and decide. Afterwards a step is under way, unless the policy offers nobody."""
+        self.now = now
+        self._receive()
+        if self.batch.members or self.waiting or self.chunked:
+            self._plan()
 
-    def _take_arrivals(self) -> None:
-        if self._arrivals.next_time() <= self.now:
+    def end(self) -> None:
+        """The step or stretch under way ends: hand out its tokens."""
+        self.now, self.ends = self.ends, inf
+        if self._decoded > 1:
+            self.pool.take(self.batch.blocks_needed(self._decoded) - self.batch.blocks_needed(1))
+        self._advance(self._steps, self._decoded, self._prefilled(self._work) if self._work.chunks else [])
+
+    def starve(self) -> list[Live]:
+        """Nothing will ever happen any more: give up those that wait."""
+        starved = [live for live in self.waiting.by_arrival() if isinstance(live, Live)]
+        for live in starved:
+            self._unqueue(live)
+            live.status = "starved"
+        return starved
+
+    def crash(self, now: float) -> None:
+        """The replica dies, in the middle of a step perhaps. Account for what its requests have had.
+
+        Steps of a stretch that ended by now were made. What was charged and is not computed is given back.
+        """
+        prefilling = {live for live, _ in self._work.chunks} if self.ends < inf else set()
+        self._break_off(now)
+        self.journal.settle(self.batch.by_client)
+        for live in list(self.batch.members):
+            self.batch.leave(live)
+        for live in sorted(prefilling | ({self.chunked} if self.chunked else set()), key=_sequence):
+            if not live.preemptions and live.computed < live.target:
+                self.journal.rows.append((now, live.client, live.computed - live.target, 0, 0, 0))
+
+    # -- receiving -----------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        if self._delivered:
             self.journal.settle(self.batch.by_client)
-            for live in self._arrivals.due(self.now):
+            for live in self._delivered:
                 self._arrive(live)
+            self._delivered.clear()
 
     def _arrive(self, live: Live) -> None:
         if not self._fits(live):
-            self._lose(live, "rejected")
+            live.status = "rejected"
+            self.left.append(live)
             return
         live.sequence = self._received
         self._received += 1
         self._queue(live)
         self.policy.arrived(live, self.now)
 
-    def _lose(self, live: Live, status: str) -> None:
-        """The request is never served, nor is what comes after it."""
-        live.status = status
-        self._arrivals.lost(live)
-        self._done += 1
-
     def _queue(self, live: Live) -> None:
         live.queued = True
         self.waiting.add(live)
+
+    def _unqueue(self, live: Live) -> None:
+        self.waiting.remove(live)
+        live.queued = False
 
     # -- what engines differ in ----------------------------------------------------------------------------
 
@@ -156,8 +150,8 @@ class Engine(ABC):
         """Whether the request can ever be served."""
 
     @abstractmethod
-    def _step(self) -> None:
-        """Schedule and compute one step, or a stretch of decode steps in which nothing can be decided."""
+    def _plan(self) -> None:
+        """Schedule one step, or a stretch of decode steps in which nothing can be decided."""
 
     @abstractmethod
     def _open(self, work: Prefill) -> bool:
@@ -210,8 +204,7 @@ class Engine(ABC):
 
     def _start(self, live: Live, tip: Node, cached: int) -> None:
         """Move a request from waiting to prefill; its cached prefix is held up to `tip`."""
-        self.waiting.remove(live)
-        live.queued = False
+        self._unqueue(live)
         self.pool.hold(tip)
         live.tip, live.beyond = tip, cut(live.content, tip.end, live.target)[1]
         live.computed = cached
@@ -226,17 +219,49 @@ class Engine(ABC):
     # -- computing -----------------------------------------------------------------------------------------
 
     def _compute(self, work: Prefill, decode: bool) -> None:
-        """One step: the prefill work and, if `decode`, a token for every member of the batch."""
+        """Begin a step: the prefill work and, if `decode`, a token for every member of the batch."""
         size, context = (len(self.batch.members), self.batch.context) if decode else (0, 0)
-        self.now += self.cost.step(
+        seconds = self.cost.step(
             work.tokens + size, work.attended + context, work.read + context, size + len(work.chunks)
         )
-        self._advance(1, 1 if decode else 0, self._prefilled(work))
+        self._work, self._steps, self._decoded = work, 1, int(decode)
+        self._factor = next(self._factors)
+        self.ends = self.now + self._factor * seconds
 
     def _decode(self, steps: int) -> None:
-        """A stretch of decode steps, memory for which is taken."""
-        self.now += self.cost.decode(len(self.batch.members), self.batch.context, steps)
-        self._advance(steps, steps, [])
+        """Begin a stretch of decode steps, for the first of which memory is taken and for the rest there."""
+        self._work, self._steps, self._decoded = NO_WORK, steps, steps
+        self._factor = next(self._factors)
+        self.ends = self._end_of(steps)
+
+    def _end_of(self, steps: int) -> float:
+        """When so many steps of the stretch under way have been made."""
+        return self.now + self._factor * self.cost.decode(len(self.batch.members), self.batch.context, steps)
+
+    def _steps_to(self, time: float) -> int:
+        """The fewest steps of the stretch under way that reach a time before its end."""
+        seconds = (time - self.now) / self._factor
+        return self.cost.steps_to(seconds, len(self.batch.members), self.batch.context, self._steps)
+
+    def _cut(self, time: float) -> None:
+        """End the stretch under way with the step that is the first to end at `time` or later."""
+        steps = self._steps_to(time)
+        while (ends := self._end_of(steps)) < time and steps < self._steps:  # a matter of rounding
+            steps += 1
+        self._steps = self._decoded = steps
+        self.ends = ends
+
+    def _break_off(self, time: float) -> None:
+        """Keep the steps of the stretch under way that ended by `time`, one before its end; nothing else."""
+        if self._decoded > 1 and self.ends < inf:
+            steps = self._steps_to(time)
+            while steps and self._end_of(steps) > time:
+                steps -= 1
+            if steps:
+                self._steps = self._decoded = steps
+                self.ends = self._end_of(steps)
+                self.end()
+        self.ends = inf
 
     def _prefilled(self, work: Prefill) -> list[Live]:
         """Account for computed chunks; returns the requests that now have their next token."""
@@ -296,6 +321,7 @@ class Engine(ABC):
         live.generated += 1
         if live.generated == 1:
             live.first_token = self.now
+            self.started.append(live)
         if live.generated == live.output_tokens:
             self._finish(live)
         else:
@@ -309,8 +335,7 @@ class Engine(ABC):
         self._cache(live, live.computed)
         self._release(live)
         self.policy.finished(live, "stop", live.output_tokens, 0, self.now)
-        self._arrivals.served(live)
-        self._done += 1
+        self.left.append(live)
 
     def _release(self, live: Live) -> None:
         """Free a request's memory; what is cached of it becomes idle."""
@@ -336,37 +361,12 @@ class Engine(ABC):
     # -- decode stretches ----------------------------------------------------------------------------------
 
     def _stretch(self) -> int:
-        """Decode steps until something can happen: an end, an arrival, or memory running out.
-
-        Blocks for the first step are taken by the caller, those for the others here.
-        """
-        batch, pool = self.batch, self.pool
-        steps = batch.steps_to_end()
-        arrival = self._arrivals.next_time()
-        if arrival < inf:
-            steps = self.cost.steps_to(arrival - self.now, len(batch.members), batch.context, steps)
-        first = batch.blocks_needed(1)
-        while (more := batch.blocks_needed(steps) - first) > pool.available:
-            steps = max(1, min(steps - 1, steps * pool.available // more))
-        if more:
-            pool.take(more)
-        return steps
-
-    def _idle(self) -> None:
-        """Nothing runs and nobody was admitted: wait for an arrival that may change the policy's mind."""
-        time = self._arrivals.next_time()
-        if time < inf:
-            self.now = max(self.now, time)
-        else:
-            self._starve()
-
-    def _starve(self) -> None:
-        """Nothing else will ever happen: those that wait are never served."""
-        for live in list(self.waiting.by_arrival()):
-            assert isinstance(live, Live)
-            self.waiting.remove(live)
-            live.queued = False
-            self._lose(live, "starved")
+        """Decode steps until a request ends or memory runs out; that for the first step is taken already."""
+        steps, needed = self.batch.steps_to_end(), self.batch.blocks_needed
+        room = self.pool.available + needed(1)
+        if needed(steps) <= room:
+            return steps
+        return bisect_right(range(1, steps), room, key=needed)
 
     def _policy_error(self, what: str) -> PolicyError:
         return PolicyError(f"scheduler {type(self.policy).__name__} {what}")

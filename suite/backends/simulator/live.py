@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from math import inf, nan
 
 from baselines.scheduler import Request
@@ -14,6 +13,8 @@ from suite.trace import REPLY, Trace
 class Live(Request):
     """A request of the trace with its state in the engine.
 
+    `sent` is when its client sent it, `arrival` when it came to the engine of the replica `worker`.
+
     `content` is what has to be in KV memory before the next new token: the prompt and, after a preemption,
     what was generated; `computed` of `target` such tokens are there. `tip` is the deepest cached node it
     holds and `beyond` its content after that. `node`, `at` and `rest` make it a `tree.Mark` while it is
@@ -21,10 +22,10 @@ class Live(Request):
     """
 
     __slots__ = (
-        "admitted", "at", "beyond", "cached", "computed", "content", "finish", "first_token",
+        "admitted", "at", "beyond", "cached", "computed", "content", "error", "finish", "first_token",
         "followed", "followers", "generated", "joined", "missing", "most_computed", "node",
         "not_before", "output_address", "output_tokens", "preemptions", "prompt", "queued",
-        "recomputed", "rest", "status", "target", "think", "tip",
+        "recomputed", "rest", "sent", "status", "target", "think", "tip", "worker",
     )  # fmt: skip
 
     content: Content
@@ -50,6 +51,9 @@ class Live(Request):
         self.admitted = self.first_token = self.finish = nan
         self.cached = self.recomputed = self.preemptions = 0
         self.status = "waiting"
+        self.sent = nan
+        self.worker: str | None = None
+        self.error: str | None = None
         self.followed = self.queued = False
         self.followers: list[Live] = []
         self.missing = 0
@@ -62,6 +66,11 @@ class Live(Request):
             self.content = (*self.prompt, (self.output_address, self.generated))
             self.target = self.prompt_tokens + self.generated
             self.beyond = cut(self.content, self.tip.end, self.target)[1]
+
+    def give_back(self) -> None:
+        """Leave the engine it came to, which has not admitted it."""
+        self.worker = None
+        self.queued = self.followed = False
 
 
 def lives(trace: Trace) -> list[Live]:
@@ -82,9 +91,13 @@ def lives(trace: Trace) -> list[Live]:
 
 
 class Arrivals:
-    """Requests that are still to be sent, by time; ties in the order of the trace."""
+    """Requests that are still to be sent, by time; ties in the order of the trace.
+
+    `open` counts those of which nothing is known yet but that they may be served.
+    """
 
     def __init__(self, requests: list[Live]) -> None:
+        self.open = len(requests)
         self._order = {request: i for i, request in enumerate(requests)}
         self._heap = [
             (request.not_before, i, request) for i, request in enumerate(requests) if not request.missing
@@ -95,15 +108,15 @@ class Arrivals:
         """When the next request is sent; infinity if none is known."""
         return self._heap[0][0] if self._heap else inf
 
-    def due(self, now: float) -> Iterator[Live]:
-        """Take out the requests sent by `now`, setting their `arrival`."""
-        while self._heap and self._heap[0][0] <= now:
-            time, _, request = heapq.heappop(self._heap)
-            request.arrival = time
-            yield request
+    def send(self) -> Live:
+        """The next request, taken out; it is sent when its time comes."""
+        request = heapq.heappop(self._heap)[2]
+        request.sent = request.not_before
+        return request
 
     def served(self, request: Live) -> None:
         """The request has finished: those that come after it draw nearer."""
+        self.open -= 1
         for follower in request.followers:
             follower.missing -= 1
             follower.not_before = max(follower.not_before, request.finish + follower.think)
@@ -112,9 +125,11 @@ class Arrivals:
 
     def lost(self, request: Live) -> None:
         """The request will never be served: all that come after it are cancelled."""
+        self.open -= 1
         todo = list(request.followers)
         while todo:
             follower = todo.pop()
             if follower.status == "waiting":
                 follower.status = "cancelled"
+                self.open -= 1
                 todo += follower.followers

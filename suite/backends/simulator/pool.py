@@ -29,6 +29,8 @@ class Pool(ABC):
         self.free = capacity
         self.idle = 0
         self.evicted = 0
+        self.reports: list[tuple[Content, int]] | None = None
+        """If a list: what was evicted, as the content up to a leaf's end and the tokens of it that stay."""
         self.tree = Tree(moved)
 
     @property
@@ -116,6 +118,8 @@ class Pool(ABC):
 
     def _remove(self, node: Node) -> int:
         """Evict an idle leaf; returns its blocks."""
+        if self.reports is not None:
+            self.reports.append((self.tree.path(node), node.start))
         blocks = self._owned(node)
         self.tree.remove(node)
         self._evicted(blocks)
@@ -162,7 +166,10 @@ class VLLMPool(Pool):
             node = next(iter(self._queue))
             last = node.end // self.block
             if last - node.start // self.block > blocks:
-                self.tree.shorten(node, (last - blocks) * self.block)
+                kept = (last - blocks) * self.block
+                if self.reports is not None:
+                    self.reports.append((self.tree.path(node), kept))
+                self.tree.shorten(node, kept)
                 self._evicted(blocks)
                 return
             del self._queue[node]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.engine import Engine, Limits, Prefill
+from suite.backends.cost import Cost
+from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live
-from suite.backends.simulator.noise import Durations
 from suite.backends.simulator.pool import SGLangPool
+from suite.backends.simulator.step import Limits, Prefill
 
 LEAST_ROOM = 6
 """Tokens of the pool that SGLang wants to be left beside any prompt."""
@@ -30,10 +33,10 @@ class SGLangEngine(Engine):
     pool: SGLangPool
 
     def __init__(
-        self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits, kv_tokens: int
+        self, policy: Scheduler, cost: Cost, limits: Limits, factors: Iterator[float], kv_tokens: int
     ) -> None:
         self.pool = SGLangPool(kv_tokens, 1, self._moved)
-        super().__init__(requests, policy, cost, limits)
+        super().__init__(policy, cost, limits, factors)
         self._full = False
         self._reserved = 0
         """Tokens that running requests may still generate and this batch's requests will take."""
@@ -46,24 +49,26 @@ class SGLangEngine(Engine):
     def _fits(self, live: Live) -> bool:
         return live.prompt_tokens + max(live.output_tokens + 1, LEAST_ROOM) < self.pool.capacity
 
-    def _step(self) -> None:
+    def _plan(self) -> None:
         work = Prefill()
         self._plan_prefill(work)
         if work.chunks:
             self.pool.take(self._unallocated)
-            alone = not self.batch.members
             self._compute(work, decode=False)
             self._stalled = True
-            if self.chunked or alone:
-                self._full = False
         elif self.batch.members:
             self._retract()
             self.pool.take(len(self.batch.members))
             undecided = self.chunked or (self.waiting and not self._full)
             self._decode(1 if undecided or self._stalled else self._stretch())
             self._stalled = False
-        else:
-            self._idle()
+
+    def _prefilled(self, work: Prefill) -> list[Live]:
+        """As `Engine._prefilled`; after a chunk, or with no batch beside it, admission is open again."""
+        ready = super()._prefilled(work)
+        if self.chunked or not self.batch.members:
+            self._full = False
+        return ready
 
     def _plan_prefill(self, work: Prefill) -> None:
         if not self.batch.members:

@@ -8,7 +8,7 @@ tuples, at C speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias
 
 Piece: TypeAlias = tuple[int, int]
@@ -152,6 +152,14 @@ class Tree:
             node.label_end = node.end
         return node.label
 
+    def path(self, node: Node) -> Content:
+        """All content from the root to the end of the node."""
+        labels = []
+        while node.parent is not None:
+            labels.append(self.label(node))
+            node = node.parent
+        return joined(piece for label in reversed(labels) for piece in label)
+
     # -- marks ---------------------------------------------------------------------------------------------
 
     def mark(self, mark: Mark) -> None:
@@ -189,6 +197,17 @@ class Tree:
 def _next_address(mark: Mark) -> int:
     """The first address of the mark's content that is not cached."""
     return mark.rest[0][0] if mark.rest else NOTHING_MORE
+
+
+def joined(pieces: Iterable[Piece]) -> Content:
+    """The content of these pieces, in which none goes on where the one before it ends."""
+    whole: list[Piece] = []
+    for address, tokens in pieces:
+        if whole and sum(whole[-1]) == address:
+            whole[-1] = (whole[-1][0], whole[-1][1] + tokens)
+        else:
+            whole.append((address, tokens))
+    return tuple(whole)
 
 
 def cut(content: Content, tokens: int, total: int) -> tuple[Content, Content]:

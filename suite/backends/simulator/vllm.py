@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from baselines.scheduler import Scheduler
-from suite.backends.simulator.engine import Engine, Limits, Prefill
+from suite.backends.cost import Cost
+from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live
-from suite.backends.simulator.noise import Durations
 from suite.backends.simulator.pool import VLLMPool
+from suite.backends.simulator.step import Limits, Prefill
 
 
 class VLLMEngine(Engine):
@@ -19,15 +22,15 @@ class VLLMEngine(Engine):
     """
 
     def __init__(
-        self, requests: list[Live], policy: Scheduler, cost: Durations, limits: Limits, kv_tokens: int
+        self, policy: Scheduler, cost: Cost, limits: Limits, factors: Iterator[float], kv_tokens: int
     ) -> None:
         self.pool = VLLMPool(kv_tokens // limits.block, limits.block, self._moved)
-        super().__init__(requests, policy, cost, limits)
+        super().__init__(policy, cost, limits, factors)
 
     def _fits(self, live: Live) -> bool:
         return self.pool.blocks(live.prompt_tokens + live.output_tokens - 1) <= self.pool.capacity
 
-    def _step(self) -> None:
+    def _plan(self) -> None:
         preemptions = self._make_room()
         work = Prefill()
         if self.chunked:
@@ -39,8 +42,8 @@ class VLLMEngine(Engine):
         elif self.batch.members:
             undecided = self.waiting and self._open(work)
             self._decode(1 if undecided or preemptions or self.chunked else self._stretch())
-        elif not preemptions:
-            self._idle()
+        elif preemptions:
+            self._plan()  # all that ran wait again: the next step admits
 
     def _make_room(self) -> int:
         """Take the blocks that decoding needs in this step, preempting if there are too few."""

@@ -25,6 +25,7 @@ from suite.report.figures.frontier import tradeoff
 from suite.report.figures.latencies import cdfs, per_client, per_scheduler
 from suite.report.figures.over_time import fairness_over_time, response_over_time, service_over_time
 from suite.report.figures.parts import Plot, Runs
+from suite.report.figures.replicas import service_by_replica
 from suite.report.figures.sweeps import grid, parameter_sweep, scaling, swept_keys, swept_parameters
 from suite.report.tables import valid
 
@@ -69,7 +70,7 @@ def write_figures(experiment: Experiment, frame: pd.DataFrame, effects: Sequence
     if rows.empty:
         _sweep(folder, set())
         return []
-    plans = [*_over_settings(rows, effects), *_details(shown)]
+    plans = [*_over_settings(rows, effects), *_replicas(shown, rows), *_details(shown)]
     drawings = parallel.each(partial(_write, folder), plans)
     _sweep(folder, {drawing.png.stem for drawing in drawings})
     return drawings
@@ -92,6 +93,7 @@ def _write(folder: Path, plan: _Plan) -> Drawing:
 def _save(plot: Plot, png: Path) -> None:
     """Write PNG, PDF and CSV without dates or versions in them, so equal results give equal bytes."""
     figure = plot.figure
+    figure.set_dpi(DPI)  # text is not quite as wide at another
     for _ in range(2):  # what the first pass moves, such as the labels of equal-sided panels, needs a second
         figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it has been laid out, for both files
@@ -124,6 +126,13 @@ def _sweeps(frame: pd.DataFrame) -> Iterator[_Plan]:
     if len(keys) == 1 and frame["workload"].nunique() > 1:
         title = f"All workloads over {keys[0]}"
         yield _Plan(partial(grid, frame, keys[0]), f"grid-{_slug(keys[0])}", title, _GRID)
+
+
+def _replicas(experiment: Experiment, frame: pd.DataFrame) -> Iterator[_Plan]:
+    several = set(frame.loc[frame["imbalance"].notna(), "cell"])
+    if several:
+        draw = partial(service_by_replica, experiment.only(several))
+        yield _Plan(draw, "replicas", "Service by replica", _REPLICAS)
 
 
 def _slug(name: str) -> str:
@@ -174,6 +183,10 @@ _HITS = (
     "Share of the prompt tokens that were found in the prefix cache at first admission, by who had computed "
     "them; means over seeds, bars are standard deviations."
 )
+_REPLICAS = (
+    "Share of the actual service (uncached input + 2 output tokens) that each replica gave, means over "
+    "seeds. Dotted lines are where the shares of an even load end."
+)
 _PARAMETER = (
     "Throughput and fairness against the parameter, on a logarithmic scale; level lines are the other "
     "schedulers. Means over seeds, bands are standard deviations."
@@ -204,7 +217,8 @@ DETAILS: tuple[tuple[Draw, str, str, str], ...] = (
         "Service gap under its bound",
         "The two backlogged clients whose service differs most: the largest difference over any interval "
         "that ends at the time, on the service that the policy charges, and what its theorem allows. A "
-        "shaded window broke the bound; a policy without a theorem has no bound.",
+        "shaded window broke the bound, which with several replicas is for clients that wait at each of "
+        "them; a policy without a theorem has no bound.",
     ),
     (
         fairness_over_time,

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from suite.report import style
-from suite.report.figures.parts import Plot, handle, legend, say_where_empty, swept
+from suite.report.figures.parts import Plot, given, handle, legend, say_where_empty, swept
 from suite.report.tables import aggregated
 
 _X, _Y = "client_service_per_s", "jain_client_all_active"
@@ -32,6 +33,8 @@ def tradeoff(frame: pd.DataFrame) -> Plot:
         _panel(axes, here.dropna(subset=[_X, _Y]), looks)
         _name_absent(axes, [*here.loc[here[[_X, _Y]].isna().any(axis=1), "scheduler"]])
         axes.set(title=style.plain(setting), xlabel="client service / s", ylabel="Jain's index (all active)")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     say_where_empty(figure)
     policies = table["policy"].unique()
     legend(figure, {_policy_name(name, table): handle(looks[name], line=False) for name in policies})
@@ -65,8 +68,9 @@ class Label(NamedTuple):
 
 
 def _label(row: pd.Series[Any], joined: bool) -> Label:
-    text = str(row["scheduler"]).removeprefix(str(row["policy"])).removeprefix(":")
-    shown = text.partition("=")[2] if joined else style.plain(text)
+    parameters = given(str(row["scheduler"]))
+    pairs = parameters.values() if joined else (f"{key}={value}" for key, value in parameters.items())
+    shown = style.plain(",".join(pairs))
     return Label(row[_X], row[_Y], shown + ("†" if row[f"{_Y}_short"] else ""))
 
 

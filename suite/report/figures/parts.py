@@ -58,10 +58,20 @@ def policy_of(runs: Runs) -> dict[str, str]:
     return {scheduler: str(run.manifest.labels["policy"]) for scheduler, run in runs.items()}
 
 
+def given(scheduler: str) -> dict[str, str]:
+    """The parameters in a scheduler's label: {"quantum": "2000"}, behind a router {"dlpm.quantum": ...}."""
+    halves = re.split(r"\+(?!\d)", scheduler)
+    found = {}
+    for name, _, text in (half.partition(":") for half in halves):
+        pairs = (pair.partition("=") for pair in text.split(",") if "=" in pair)
+        found.update({f"{name}.{key}" if len(halves) > 1 else key: value for key, _, value in pairs})
+    return found
+
+
 def swept(scheduler: str) -> tuple[str, float] | None:
     """Name and value of the parameter in a scheduler's label, if it is a single number."""
-    name, _, value = scheduler.partition(":")[2].partition("=")
-    return (name, float(value)) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+    (name, value), *others = given(scheduler).items() or [("", "")]
+    return (name, float(value)) if not others and re.fullmatch(r"\d+(\.\d+)?", value) else None
 
 
 def ranked(runs: Runs) -> tuple[set[str], list[str]]:
@@ -120,7 +130,8 @@ def bars_by_setting(
     """One panel of horizontal bars per setting; `draw` draws its rows, each so many inches high."""
     settings = list(dict.fromkeys(table["setting"]))
     most = max((int((table["setting"] == setting).sum()) for setting in settings), default=1)
-    figure = style.panels(len(settings), 3.6, 0.8 + height * most, most=3)
+    longest = max((len(style.plain(name)) for name in table["scheduler"]), default=0)
+    figure = style.panels(len(settings), max(3.6, 2.5 + 0.085 * longest), 0.8 + height * most, most=3)
     for axes, setting in zip(figure.axes, settings, strict=True):
         draw(axes, table[table["setting"] == setting])
         axes.set(title=style.plain(setting), xlabel=xlabel)

@@ -1,0 +1,193 @@
+"""Independent tasks on a Ray cluster whose machines may die: the counterpart of `suite.workers`."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import ray
+from ray.exceptions import NodeDiedError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from suite.errors import BadInput
+from suite.fingerprint import sources_digest
+from suite.workers import Event, Finished, Lost, Progressed, Retried, in_steps
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a task works: an empty folder of its own, which is removed, and the bundles it asked for."""
+
+    folder: Path
+    group: PlacementGroup | None
+
+
+Task: TypeAlias = Callable[[Any, Place, Callable[..., None]], Any]
+"""A module-level function of an item, its place, and a progress callback (share 0 to 1, a note). It raises
+`MachineLost` only."""
+Bundles: TypeAlias = list[dict[str, float]]
+"""What is needed at once, as Ray names it, each on one machine."""
+
+TRIES = 3
+"""Times an item is begun at most, if one machine after the other is lost."""
+
+_AHEAD = 2
+"""Items handed to Ray for each CPU: those that wait show an autoscaler what is wanted."""
+_PATIENCE = 5.0
+"""Seconds a task that is stopped may take to clean up."""
+_LOOK = 0.2
+"""Seconds after which a task's main thread looks whether it is interrupted: waiting, it would not notice."""
+_MACHINE = re.compile(r"ip=([^,)\s]+)")
+"""Where a task has failed, in what Ray says of it."""
+_INSTALL = "install the suite there as it is here, from the same sources"
+
+
+@dataclass(frozen=True)
+class _Try:
+    """An item that is being worked on, for the `number`th time, in a placement group if it needs one."""
+
+    index: int
+    item: Any
+    number: int = 1
+    group: PlacementGroup | None = None
+
+
+class MachineLost(Exception):
+    """Raised by a task that has lost a machine it works with, so that its item is begun again."""
+
+
+def run(
+    task: Task, items: Iterable[Any], needs: Callable[[Any], Bundles] | None = None
+) -> Generator[Event, None, None]:
+    """Work on all items with one CPU each, as many at once as the cluster has room for; tell what happens.
+
+    With `needs`, one item at a time, in the first of its bundles; the task may use the others.
+
+    An item whose worker or machine is lost is begun again elsewhere, `TRIES` times in all. Closing the
+    generator, or an exception out of it, stops what runs. Raises `BadInput` if a machine has other sources of
+    the suite than this one.
+    """
+    remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_work)
+    todo = enumerate(items)
+    running: dict[Any, _Try] = {}
+
+    def begin(one: _Try) -> None:
+        group = _group(needs(one.item)) if needs else None
+        place = PlacementGroupSchedulingStrategy(group, 0) if group else "DEFAULT"
+        work = [ray.put((task, one.item))]  # in a list, so that it is not read before the sources are checked
+        stream = remote.options(scheduling_strategy=place).remote(sources_digest(), work)
+        running[stream] = replace(one, group=group)
+
+    try:
+        while True:
+            room = 1 if needs else _room()
+            for index, item in itertools.islice(todo, max(0, room - len(running))):
+                begin(_Try(index, item))
+            if not running:
+                return
+            (stream,), _ = ray.wait(list(running), num_returns=1)
+            event = _event(stream, running[stream])
+            if not isinstance(event, Progressed):
+                one = running.pop(stream)
+                if one.group:
+                    remove_placement_group(one.group)
+                if isinstance(event, Retried):
+                    begin(replace(one, number=one.number + 1))
+            yield event
+    finally:
+        _stop(list(running))
+
+
+def _stop(streams: Sequence[Any]) -> None:
+    """Interrupt tasks and give them a while to clean up; what hangs is killed when we disconnect."""
+    for stream in streams:
+        ray.cancel(stream)
+    if streams:
+        ends = [stream.completed() for stream in streams]
+        ray.wait(ends, num_returns=len(ends), timeout=_PATIENCE)
+
+
+def _room() -> int:
+    return max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 0)))
+
+
+def _group(bundles: Bundles) -> PlacementGroup:
+    """Bundles on as few machines as possible. Raises `BadInput` if the cluster is too small."""
+    there = ray.cluster_resources()
+    for kind in {kind for bundle in bundles for kind in bundle}:
+        wanted = sum(bundle.get(kind, 0) for bundle in bundles)
+        if wanted > (found := there.get(kind, 0)):
+            raise BadInput(f"--ray: a cell needs {wanted:g} {kind}s at once, the cluster has {found:g}")
+    group: PlacementGroup = placement_group(bundles, strategy="PACK")
+    return group
+
+
+def _event(stream: Any, one: _Try) -> Event:
+    """What a task tells next, or what became of it."""
+    try:
+        kind, content = ray.get(next(stream))
+    except RayError as error:
+        lost = _how(error)
+        if one.number < TRIES:
+            return Retried(one.index, f"{lost}; begun again ({one.number + 1} of {TRIES})")
+        return Lost(one.index, f"{lost}, the last of {TRIES} times")
+    return Progressed(one.index, *content) if kind == "progress" else Finished(one.index, content)
+
+
+def _how(error: RayError) -> str:
+    """What was lost. Raises `BadInput` if nothing was, but the task cannot be worked on there."""
+    if isinstance(error, NodeDiedError):
+        return "its machine was lost"
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, MachineLost):
+            return str(error.cause)
+        machine = _MACHINE.search(str(error))
+        problem = str(error.cause).strip().rpartition("\n")[2]
+        raise BadInput(f"--ray: {machine[1] if machine else 'a machine'}: {problem}; {_INSTALL}")
+    return f"its process was lost (out of memory, killed? Ray says {type(error).__name__})"
+
+
+# -- on a machine of the cluster -------------------------------------------------------------------------
+
+
+def _work(sources: str, given: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Work in a thread on one item by the task that is given with it, and tell of it meanwhile.
+
+    If this is stopped, its folder is removed, though the task hangs; the process then ends with the driver.
+    """
+    _check_sources(sources)
+    task, item = ray.get(given[0])
+    outbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def work(place: Place) -> None:
+        report = in_steps(lambda share, note: outbox.put(("progress", (share, note))))
+        try:
+            outbox.put(("result", task(item, place, report)))
+        except BaseException as error:
+            outbox.put(("error", error))
+
+    with TemporaryDirectory(prefix="suite-", ignore_cleanup_errors=True) as folder:
+        place = Place(Path(folder).resolve(), ray.util.get_current_placement_group())
+        threading.Thread(target=work, args=(place,), daemon=True).start()
+        kind = ""
+        while kind != "result":
+            with suppress(queue.Empty):
+                kind, content = outbox.get(timeout=_LOOK)
+                if kind == "error":
+                    raise content
+                yield kind, content
+
+
+def _check_sources(sources: str) -> None:
+    """Raise `RuntimeError` unless this machine has the very sources that the driver has."""
+    if sources_digest() != sources:
+        raise RuntimeError("has other sources of the suite than this machine")
