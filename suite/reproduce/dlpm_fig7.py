@@ -64,6 +64,14 @@ Ours are means ± standard deviations over two seeds.
 - These readings of the pool, the factor and the 600 tokens were taken from values of the figure; nothing
   else was.
 """
+    notes = """
+## Q_w and long documents
+
+A question on a document of 21,449 tokens costs more than a quantum of 20,000, so that D2LPM can hardly stay
+with a document. On eight GPUs, with Q_w = 20,000, 100,000 and 400,000, service/s was 96,300, 101,500 and
+107,100 in S1 and 71,300, 73,500 and 76,000 in S2, and the hit rate 28, 33 and 37 % in S1 and 14, 18 and 22 %
+in S2, means of the two seeds. These numbers were measured once and are not made again by the command.
+"""
     experiments = tuple(EXPERIMENTS)
 
     def compare(self, runs: Mapping[str, Experiment]) -> Comparison:

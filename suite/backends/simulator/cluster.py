@@ -128,6 +128,7 @@ class Cluster:
                     self._route(arrivals.send())
                 else:
                     self._starve()
+                    assert not arrivals.open, "requests without an end"
         assert all(pool.available == pool.capacity for pool in self._pools()), "blocks leaked"
 
     def _pools(self) -> Iterator[Pool]:
