@@ -56,7 +56,8 @@ class D2LPM(LeastOutstanding):
     - *Refill.* As many quanta as it takes until the client has credit at one of the offered workers, counted
       and not looped, and the same number for each of these; workers that are not offered (only while the host
       takes one for ill) get none. So -U < deficit <= Q_w at all times, where U = input_weight * its longest
-      prompt + output_weight * the output of its requests that were outstanding there at once.
+      prompt + output_weight * the output of its requests that were outstanding there at once; what is given
+      back for requests that come back may lift it above Q_w.
     - *Ties* go to the worker that joined first.
     - *Workers* that join start with a deficit of zero for every client, as all do in the paper: an old client
       comes to them with its next refill. When one is lost, its accounts go with it.

@@ -256,9 +256,11 @@ class Preble(Router):
         self._routed += 1
         uncached = request.prompt_tokens - match.held.get(worker, 0) * request.block_tokens
         end = self.index.insert(request, worker)
-        self._sent[request] = _Sent(worker, now, uncached, end, match.end)
+        path = list(end.lineage())
+        prefix = match.end if match.end in path else match.end.parent  # it was cut in two where they part
+        self._sent[request] = _Sent(worker, now, uncached, end, prefix)
         self._work[worker].add(1, request.prompt_tokens, uncached)
-        for node in end.lineage():
+        for node in path:
             node.hits[worker] = node.hits.get(worker, 0) + 1
 
     def _forget(self, request: Request) -> None:

@@ -187,7 +187,7 @@ class PrefixIndex:
             if child is None or worker not in child.holders:
                 return None
             node, start, depth = child, depth, depth + len(child.run)
-            if child.common(blocks, start) < min(len(child.run), len(blocks) - start):
+            if blocks[start:depth] != child.run[: len(blocks) - start]:
                 return None
         return node, start
 

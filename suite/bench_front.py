@@ -189,7 +189,7 @@ def _started(name: str, workers: Sequence[WorkerAddress], folder: Path) -> Itera
     started = (
         Peer.start(router, workers, logs=logs)
         if isinstance(router, PeerRouter)
-        else Front.start(router, workers, engine="openai", block_tokens=16, logs=logs)
+        else Front.start(router, workers, engine="vllm", block_tokens=16, logs=logs)
     )
     with started:
         yield Place(name, started.url, _listener(started.url))

@@ -50,7 +50,7 @@ class Loaded:
 def closed(url: str, requests: Sequence[bytes], at_once: int, seconds: float) -> Loaded:
     """Keep `at_once` requests under way for so many seconds.
 
-    Raises `BadInput` for a reply that is not 200, or is cut.
+    Raises `BadInput` for a reply that is not 200, is cut or does not end.
     """
     return _run(_Load(url, requests).closed(at_once, seconds))
 
@@ -116,8 +116,11 @@ class _Load:
         """Send a request and await its end."""
         connection = self._free.pop() if self._free else await self._connected()
         self.lag.append(time.monotonic() - due)
-        async with asyncio.timeout(PATIENCE):
-            first, whole = await connection.sent(next(self._next))
+        try:
+            async with asyncio.timeout(PATIENCE):
+                first, whole = await connection.sent(next(self._next))
+        except TimeoutError:
+            raise BadInput(f"{self.url}: no end of a reply within {PATIENCE:g} s") from None
         self.first.append(first)
         self.whole.append(whole)
 

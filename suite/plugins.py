@@ -257,6 +257,11 @@ def _known(kind: Kind[Any], other: Kind[Any], name: str) -> str:
             f"{name!r} is a {other.word}, not a {kind.word}; write ROUTER+SCHEDULER, the {kind.word} one of "
             f"{', '.join(sorted(known))}"
         )
+    if "+" in name:
+        raise BadInput(
+            f"{name!r}: not ROUTER+SCHEDULER; write d2lpm+dlpm, without blanks, or {{name: dlpm, "
+            f"router: d2lpm}}"
+        )
     hint = did_you_mean(name, known)
     raise BadInput(f"unknown {kind.word} {name!r}; {hint} (a file of your own: path/to/file.py:Class)")
 

@@ -59,9 +59,7 @@ class RouterSpec(Plugin):
     @property
     def place(self) -> str:
         """Where it runs, in words."""
-        return (
-            "runs before replicas in the simulator, of vLLM and of SGLang, in the simulator's or in real time"
-        )
+        return "runs before replicas in the simulator, and of vLLM and SGLang in real time"
 
     def build(self) -> Router:
         """A fresh instance."""
@@ -184,9 +182,9 @@ def parse(choice: str | Mapping[str, Any]) -> SchedulerSpec:
         if router is None:
             return _scheduler(own)
         with at(choice):
-            return replace(_scheduler(own), router=parse_router(router))
+            return _behind(parse_router(router), _scheduler(own))
     spec = _scheduler({key: value for key, value in choice.items() if key != "router"})
-    return replace(spec, router=parse_router(choice["router"])) if "router" in choice else spec
+    return _behind(parse_router(choice["router"]), spec) if "router" in choice else spec
 
 
 def parse_router(choice: str | Mapping[str, Any]) -> RouterSpec:
@@ -212,7 +210,15 @@ def available_routers() -> dict[str, str]:
     return ROUTERS.available()
 
 
+def _behind(router: RouterSpec, scheduler: SchedulerSpec) -> SchedulerSpec:
+    if router.name == scheduler.name:
+        raise BadInput(f"router and scheduler are both called {router.name!r}; rename one")
+    return replace(scheduler, router=router)
+
+
 def _scheduler(choice: str | Mapping[str, Any]) -> SchedulerSpec:
+    if isinstance(choice, str) and choice.partition(":")[0] in PEERS:
+        raise BadInput(f"{choice!r}: a router, not a scheduler; write {choice}+SCHEDULER")
     reference, parameters = plugins.read(SCHEDULERS, choice)
     if reference == "stock":
         return Stock("stock", "").with_parameters(parameters)

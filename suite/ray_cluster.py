@@ -100,5 +100,5 @@ def _ray() -> ModuleType:
     try:
         import ray
     except ImportError:
-        raise BadInput("--ray: Ray is not installed; pip install 'fair-prefix-suite[ray]'") from None
+        raise BadInput("--ray: Ray is not installed; where the suite is: pip install '.[ray]'") from None
     return ray

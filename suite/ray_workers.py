@@ -6,7 +6,7 @@ import itertools
 import queue
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from suite.errors import BadInput
-from suite.fingerprint import sources_digest
+from suite.fingerprint import suite_digest
 from suite.workers import Event, Finished, Lost, Progressed, Retried, in_steps
 
 
@@ -84,8 +84,16 @@ def run(
         group = _group(needs(one.item)) if needs else None
         place = PlacementGroupSchedulingStrategy(group, 0) if group else "DEFAULT"
         work = [ray.put((task, one.item))]  # in a list, so that it is not read before the sources are checked
-        stream = remote.options(scheduling_strategy=place).remote(sources_digest(), work)
+        stream = remote.options(scheduling_strategy=place).remote(suite_digest(), work)
         running[stream] = replace(one, group=group)
+
+    def again(one: _Try, event: Retried) -> Event:
+        """Begin an item once more, if what is left of the cluster is large enough for it."""
+        try:
+            begin(replace(one, number=one.number + 1))
+        except BadInput as error:
+            return Lost(one.index, f"{event.reason}, but {error}")
+        return event
 
     try:
         while True:
@@ -101,7 +109,7 @@ def run(
                 if one.group:
                     remove_placement_group(one.group)
                 if isinstance(event, Retried):
-                    begin(replace(one, number=one.number + 1))
+                    event = again(one, event)
             yield event
     finally:
         _stop(list(running))
@@ -122,13 +130,22 @@ def _room() -> int:
 
 def _group(bundles: Bundles) -> PlacementGroup:
     """Bundles on as few machines as possible. Raises `BadInput` if the cluster is too small."""
-    there = ray.cluster_resources()
-    for kind in {kind for bundle in bundles for kind in bundle}:
-        wanted = sum(bundle.get(kind, 0) for bundle in bundles)
-        if wanted > (found := there.get(kind, 0)):
-            raise BadInput(f"--ray: a cell needs {wanted:g} {kind}s at once, the cluster has {found:g}")
+    _check_room(bundles, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     group: PlacementGroup = placement_group(bundles, strategy="PACK")
     return group
+
+
+def _check_room(bundles: Bundles, machines: Sequence[Mapping[str, float]]) -> None:
+    """Raise `BadInput` if the machines have too little of a kind in all, or none enough for a bundle."""
+    for kind in sorted({kind for bundle in bundles for kind in bundle}):
+        wanted = [bundle.get(kind, 0) for bundle in bundles]
+        found = [machine.get(kind, 0) for machine in machines]
+        for most, there, where in (
+            (sum(wanted), sum(found), "at once, the cluster"),
+            (max(wanted), max(found, default=0), "on one machine, the largest"),
+        ):
+            if most > there:
+                raise BadInput(f"--ray: a cell needs {most:g} {kind}s {where} has {there:g}")
 
 
 def _event(stream: Any, one: _Try) -> Event:
@@ -152,7 +169,8 @@ def _how(error: RayError) -> str:
             return str(error.cause)
         machine = _MACHINE.search(str(error))
         problem = str(error.cause).strip().rpartition("\n")[2]
-        raise BadInput(f"--ray: {machine[1] if machine else 'a machine'}: {problem}; {_INSTALL}")
+        mend = "" if isinstance(error.cause, OSError) else f"; {_INSTALL}"
+        raise BadInput(f"--ray: {machine[1] if machine else 'a machine'}: {problem}{mend}")
     return f"its process was lost (out of memory, killed? Ray says {type(error).__name__})"
 
 
@@ -189,5 +207,5 @@ def _work(sources: str, given: list[Any]) -> Iterator[tuple[str, Any]]:
 
 def _check_sources(sources: str) -> None:
     """Raise `RuntimeError` unless this machine has the very sources that the driver has."""
-    if sources_digest() != sources:
+    if suite_digest() != sources:
         raise RuntimeError("has other sources of the suite than this machine")

@@ -84,7 +84,7 @@ class Manifest:
     """`digest` and `header` of the trace."""
     scheduler: dict[str, Any]
     """`name` as shown, `target` (module:Class or path:Class), `parameters` (defaults filled in), `source`
-    (SHA-256 of its file)."""
+    (SHA-256 of its file), `router` (the same of it, None without one)."""
     backend: dict[str, Any]
     """The validated backend section of the experiment, defaults filled in."""
     engine: dict[str, Any]

@@ -164,6 +164,14 @@ def test_the_score_is_the_least_effect_of_two_seeds():
         (("dlpm", "p99", "dlpm"), "--against: dlpm is the scheduler itself"),
         (("dlmp", "p99"), "unknown scheduler 'dlmp'; did you mean 'dlpm'"),
         (("sglang:lpm", "p99"), "name one of ours"),
+        (
+            ("d2lpm+dlpm", "p99"),
+            r"d2lpm\+dlpm: one replica is attacked, and no router matters there; .* dlpm",
+        ),
+        (
+            ("dlpm", "p99", "vllm-router:random+vtc"),
+            r"one replica is attacked.*; name the scheduler alone: vtc",
+        ),
     ],
 )
 def test_what_cannot_be_attacked_is_refused(arguments: tuple[str, ...], message: str):

@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 import pytest
 
-from suite import bench_front
+from suite import bench_front, bench_load
 from suite.backends.front.config import WorkerAddress
 from suite.backends.servers import ask
 from suite.bench_front import NONE, Kind, Measured, Place, bodies
@@ -56,6 +56,13 @@ def test_a_reply_that_is_none_ends_the_bench_with_what_was_said(reply: Reply, sa
         opened(server.url, [request("/v1/completions", "alice", b'{"max_tokens": 2}')], [0.0])
 
 
+def test_a_reply_that_does_not_end_ends_the_bench_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench_load, "PATIENCE", 0.2)
+    hanging = {"None": Reply(end="hang")}
+    with MockServer(hanging) as server, pytest.raises(BadInput, match=r"no end of a reply within 0\.2 s"):
+        opened(server.url, [request("/v1/completions", "alice", b'{"max_tokens": 2}')], [0.0])
+
+
 def test_requests_of_a_client_share_half_a_prompt_and_have_all_its_tokens():
     made = [body.partition(b"\r\n\r\n")[2] for body in bodies(INSTANT)]
     prompts = [words_of(body) for body in made]
@@ -76,6 +83,8 @@ def test_the_front_passes_all_on_and_its_own_cpu_time_is_told(workers: list[Work
     with bench_front._started("round-robin", workers, tmp_path) as place:
         found = bench_front._measured(place, workers, lambda: opened(place.url, bodies(INSTANT), [0.0] * 40))
     assert len(found.load.whole) == 40
+    told = orjson.loads((tmp_path / "round-robin" / "front.json").read_bytes())
+    assert told["engine"] == "vllm", "it writes the client, as it does before an engine"
     assert found.cpu > 0
     assert found.late > 0
 

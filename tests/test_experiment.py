@@ -259,6 +259,10 @@ def test_several_replicas_need_a_router(kind: str, tmp_path: Path):
     ):
         with pytest.raises(BadInput, match=r"lpm: 2 replicas need a router; write round-robin\+lpm"):
             load(write(tmp_path, **changes))
+    mine = tmp_path / "mine.py"
+    mine.write_text("from baselines.fcfs import FCFS\nclass Mine(FCFS):\n    name = 'mine'\n")
+    with pytest.raises(BadInput, match=rf"write round-robin\+{mine}:Mine$"):
+        load(write(tmp_path, backend=backend, schedulers=[f"{mine}:Mine"]))
 
 
 def test_another_projects_router_makes_cells_for_real_engines_alone(tmp_path: Path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from suite.backends.front.config import Identity
+from suite.backends.front.config import Identity, WorkerAddress
 from suite.backends.router import Front
 from suite.backends.servers import ask
 from suite.errors import BadInput
@@ -133,6 +133,7 @@ def posted(body: bytes, *headers: bytes) -> bytes:
         b"POST /v1/completions HTTP/1.1" + headed(b"zz\r\n", b"Transfer-Encoding: chunked"),
         posted(b"{}", b"Content-Encoding: gzip"),
         posted(b"{}", b"X-Client-Id: \xff\xfe"),
+        posted(b"{}", b"X-Client-Id: ann", b"x-client-id: bob"),
         posted(b'{"max_tokens": 1}', b"X-Request-Id: \xff\xfe", b"traceparent: \xc3("),
         posted(b'{"messages": ' + b"[" * 900 + b"]" * 900 + b"}"),
         posted(b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b', "vllm_xargs": {"client_id": "other"}}'),
@@ -239,12 +240,12 @@ def test_without_a_known_key_nothing_passes(tmp_path: Path):
         assert worker.asked == []
 
 
-def test_sglang_is_told_the_client_in_its_header(tmp_path: Path):
+def test_sglang_is_told_the_client_in_its_header_and_in_the_body(tmp_path: Path):
     with fronted(tmp_path, 1, engine="sglang") as (front, [worker]):
         headers = {"X-Client-Id": "ann", "X-SMG-Routing-Key": "bob"}
         assert said(front.url, wanting(2), headers)[0] == 200
         assert worker.asked[-1].headers["X-SMG-Routing-Key"] == "ann"
-        assert worker.asked[-1].body == wanting(2)
+        assert worker.asked[-1].body == wanting(2, custom_params={"client_id": "ann"})
 
 
 # -- what is told --------------------------------------------------------------------------------------------
@@ -266,6 +267,20 @@ def test_metrics_and_log_tell_who_got_what(tmp_path: Path):
     about = {"id": 'r"1\n', "client": 'a"b', "worker": "replica-0"}
     assert lines[3] == {"event": "ended", "t": lines[3]["t"], **about, "end": "stop", "tokens": 3}
     assert [line["t"] for line in lines] == sorted(line["t"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("router", "word"),
+    [("round-robin", "none: the router does not listen"), ("d2lpm", "none: replica-0: nothing was heard")],
+)
+def test_events_that_nobody_sends_or_hears_are_not_claimed(tmp_path: Path, router: str, word: str):
+    with FakeWorker() as worker:
+        address = WorkerAddress(name="replica-0", url=worker.url, events=f"ipc://{tmp_path}/nobody")
+        with Front.start(
+            parse_router(router), [address], engine="vllm", block_tokens=16, logs=tmp_path / "logs"
+        ) as front:
+            assert said(front.url, wanting())[0] == 200
+            assert front.word()["eviction_reports"] == word
 
 
 def test_accounts_hold_what_was_served_and_nothing_else(tmp_path: Path):

@@ -331,6 +331,18 @@ def test_a_front_that_is_stopped_ends_at_once_with_its_log_written(tmp_path: Pat
     assert "Traceback" not in (tmp_path / "front.log").read_text()
 
 
+def test_clients_that_leave_in_the_middle_of_a_reply_fill_no_log(tmp_path: Path):
+    with fronted(tmp_path, 1) as (front, _):
+        for _ in range(20):
+            call = Call(front.url, wanting(2_000, pad="x" * 2_000), MINE)
+            call.begin()
+            call.some()
+            call.hang_up()
+        until(lambda: in_flight(front) == 0)
+        assert worker_counts(front)["aborted"] > 10
+    assert (tmp_path / "front.log").read_text().count("\n") == 1
+
+
 # -- events of engines ---------------------------------------------------------------------------------------
 
 

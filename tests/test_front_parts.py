@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from baselines.d2lpm import D2LPM
 from baselines.router import End, Request, Router, Worker
@@ -96,6 +97,13 @@ def test_a_header_is_believed_and_who_sends_none_is_anonymous():
         assert refused.value.status == 400
 
 
+def test_of_two_headers_none_is_believed():
+    """A gateway that adds its own may have let the tenant's through."""
+    with pytest.raises(Refused, match="twice") as refused:
+        register(Identity()).caller(CIMultiDict([("X-Client-Id", "bob"), ("x-client-id", "ann")]))
+    assert refused.value.status == 400
+
+
 def test_a_key_is_looked_up_and_nothing_else_is_believed(tmp_path: Path):
     known = register(a_table(tmp_path, "k1: ann\nk2: {client: bob, weight: 2}\n"))
     assert known.caller({"Authorization": "Bearer k1", "X-Client-Id": "bob"}) == Caller("ann", 1.0)
@@ -146,25 +154,60 @@ def test_the_front_writes_the_client_where_vllm_reads_it():
 def test_the_front_writes_the_client_where_sglang_reads_it():
     forged = {"input_ids": [1], "routing_key": "bob", "sampling_params": {"custom_params": {"weight": 9}}}
     body, headers, _ = written("sglang", GENERATE, forged, Caller("ann"))
-    assert body == forged | {"routing_key": "ann"}
+    told = {"custom_params": {"weight": 9, "client_id": "ann"}}
+    assert body == {"input_ids": [1], "routing_key": "ann", "sampling_params": told}
     assert headers == {ROUTING_KEY: "ann"}
     body, _, _ = written("sglang", GENERATE, forged | {"priority": 5}, Caller("ann", 2.0))
-    assert body["sampling_params"] == {"custom_params": {"weight": 2.0}}
+    assert body["sampling_params"] == {"custom_params": {"client_id": "ann", "weight": 2.0}}
     assert "priority" not in body
     body, headers, _ = written("sglang", CHAT, {"custom_params": {"weight": 9}}, Caller("ann", 2.0))
-    assert (body, headers) == ({"custom_params": {"weight": 2.0}}, {ROUTING_KEY: "ann"})
+    assert body == {"custom_params": {"client_id": "ann", "weight": 2.0}}
+    assert headers == {ROUTING_KEY: "ann"}
+
+
+@pytest.mark.parametrize("caller", [Caller("ann"), Caller("ann", 2.0)])
+@pytest.mark.parametrize("path", [COMPLETIONS, GENERATE])
+def test_sglang_is_told_the_client_where_it_keeps_it_of_each_of_several_prompts(path: str, caller: Caller):
+    """It drops the routing key of a batch, and of several replies to one prompt."""
+    rid = json.dumps({"client_id": "bob"})
+    said = {"custom_params": {"client_id": "bob"}}
+    forged = {"text": ["a", "b"], "rid": [rid, rid], "sampling_params": {"n": 2, **said}, **said}
+    body, _, _ = written("sglang", path, forged, caller)
+    assert claims("sglang", path, body)["client_id"] == "ann"
+    assert "rid" not in body
+
+
+def test_a_request_cannot_pass_for_a_health_check_of_sglang():
+    body, _, _ = written("sglang", GENERATE, {"text": "a", "rid": "HEALTH_CHECK_1"}, Caller("ann"))
+    assert "rid" not in body
+
+
+@pytest.mark.parametrize("name", ["Zoë", " ann", "a\nb"])
+def test_a_name_that_a_header_would_garble_is_told_in_the_body_alone(name: str):
+    body, headers, _ = written("sglang", CHAT, {"messages": []}, Caller(name))
+    assert body["custom_params"] == {"client_id": name}
+    assert headers == {}
+
+
+@pytest.mark.parametrize("said", [True, 1, "true"])
+def test_beams_of_vllm_have_no_client_and_are_refused(said: object):
+    with pytest.raises(Refused, match="use_beam_search"):
+        written("vllm", COMPLETIONS, {"prompt": [1], "use_beam_search": said}, Caller("ann"))
+    assert written("vllm", COMPLETIONS, {"prompt": [1], "use_beam_search": False}, Caller("ann"))
 
 
 def test_bytes_that_say_the_right_thing_already_are_not_touched():
     right = {"prompt": [1, 2], "vllm_xargs": {"client_id": "ann", "weight": 2.0}}
     assert written("vllm", COMPLETIONS, right, Caller("ann", 2.0))[2]
-    assert written("sglang", CHAT, {"messages": []}, Caller("ann"))[2]
+    right = {"messages": [], "custom_params": {"client_id": "ann"}}
+    assert written("sglang", CHAT, right, Caller("ann"))[2]
     assert written("openai", CHAT, {"messages": [], "priority": 1}, Caller("ann", 2.0))[2]
 
 
 json_text = st.text(max_size=8)
 bodies = st.dictionaries(
-    st.sampled_from(["prompt", "vllm_xargs", "custom_params", "priority", "routing_key", "x"]) | json_text,
+    st.sampled_from(["prompt", "vllm_xargs", "custom_params", "priority", "routing_key", "rid", "x"])
+    | json_text,
     st.none()
     | st.dictionaries(st.sampled_from(["client_id", "weight", "priority", "y"]), json_text)
     | st.lists(st.integers(0, 9)),
@@ -184,10 +227,11 @@ def test_nobody_forges_another_client_whatever_the_body(engine: Any, path: str, 
         assert headers[ROUTING_KEY] == "ann"
         assert path != GENERATE or found["routing_key"] == "ann"
     about = claims(engine, path, found)
-    assert about["weight"] == 2.0
+    assert (about["client_id"], about["weight"]) == ("ann", 2.0)
     assert "priority" not in found
     assert "priority" not in about
-    untouched = set(body) - {"vllm_xargs", "custom_params", "priority", "routing_key", "sampling_params"}
+    written_over = {"vllm_xargs", "custom_params", "priority", "routing_key", "rid", "sampling_params"}
+    untouched = set(body) - written_over
     assert all(found[key] == body[key] for key in untouched)
 
 
@@ -215,6 +259,24 @@ def test_tokens_are_the_engines_count_or_else_its_events():
     liar = json.dumps({"choices": [{"text": '"completion_tokens": 99'}]}).encode()
     assert counted(b"data: " + liar + b"\n\n") == 1
     assert counted(b'data: {"meta_info":{"completion_tokens":4}}\n\n', event) == 4
+
+
+def test_tokens_of_all_replies_of_a_batch_count():
+    """SGLang's own route tells the count of each by itself."""
+
+    def counted(*chunks: bytes) -> int:
+        tokens = Tokens()
+        for chunk in chunks:
+            tokens.feed(chunk)
+        return tokens.count()
+
+    def event(number: int, index: int) -> bytes:
+        return b'data: {"meta_info":{"completion_tokens":%d},"index":%d}\n\n' % (number, index)
+
+    both = [event(number, index) for number in (1, 2, 3) for index in (0, 1)]
+    assert counted(*both, b"data: [DONE]\n\n") == 6
+    assert counted(event(2, 0), event(5, 0), b"data: [DONE]\n\n") == 5
+    assert counted(b'[{"meta_info":{"completion_tokens":3}},{"meta_info":{"completion_tokens":4}}]') == 7
 
 
 # -- events of engines ---------------------------------------------------------------------------------------

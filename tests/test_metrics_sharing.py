@@ -26,7 +26,7 @@ def trace(*rows):
     return Trace(HEADER, tuple(requests))
 
 
-def frame(trace, admitted, cached, status="finished"):
+def frame(trace, admitted, cached, status="finished", worker="replica-0"):
     return pd.DataFrame(
         {
             "id": [request.id for request in trace.requests],
@@ -34,12 +34,13 @@ def frame(trace, admitted, cached, status="finished"):
             "admitted": admitted,
             "cached_tokens": cached,
             "status": status,
+            "worker": worker,
         }
     )
 
 
-def ledger(trace, admitted, cached, status="finished"):
-    found = shared(trace, frame(trace, admitted, cached, status))
+def ledger(trace, admitted, cached, status="finished", worker="replica-0"):
+    found = shared(trace, frame(trace, admitted, cached, status, worker))
     return {(payer, client): tokens for payer, client, tokens in found.itertuples(index=False)}
 
 
@@ -83,6 +84,13 @@ def test_what_a_failed_request_found_is_nobodys_but_what_it_computed_is_its_own(
 def test_what_nobody_is_known_to_have_computed_is_ones_own():
     made = trace(("a", [("doc", 9)], 1))
     assert ledger(made, [0], [12]) == {("a", "a"): 12}
+
+
+def test_each_replica_has_a_cache_of_its_own():
+    made = trace(("a", [("doc", 10)], 1), ("b", [("doc", 10)], 1), ("c", [("doc", 10)], 1))
+    apart = ["replica-0", "replica-1", "replica-0"]
+    assert ledger(made, [0, 1, 2], [0, 0, 10], worker=apart) == {("a", "c"): 10}
+    assert ledger(made, [0, 1, 2], [0, 0, 10], worker=None) == {("b", "c"): 10}, "nobody knows which"
 
 
 # -- against a walk token by token -----------------------------------------------------------------------

@@ -63,6 +63,7 @@ class Idle(Scheduler):
 '''
 
 DEALER = '''
+from baselines.fcfs import FCFS
 from baselines.router import Router
 
 
@@ -91,6 +92,10 @@ class Added(Dealer):
 
 class Idle(Router):
     pass
+
+
+class Twin(FCFS):
+    name = "dealer"
 '''
 
 
@@ -358,6 +363,12 @@ def test_an_entry_point_is_a_router_by_its_name(tmp_path: Path, monkeypatch: pyt
         parse("dealt")
 
 
+def filled_in(choice: object, dealer: Path) -> object:
+    if isinstance(choice, dict):
+        return {key: filled_in(value, dealer) for key, value in choice.items()}
+    return choice.format(dealer=dealer) if isinstance(choice, str) else choice
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -385,11 +396,23 @@ def test_an_entry_point_is_a_router_by_its_name(tmp_path: Path, monkeypatch: pyt
         ),
         ("vllm-router:random:knob=1+lpm", "router 'vllm-router:random': takes no parameters, got knob"),
         ({"name": "dlpm", "router": 3}, "router: write a name, a path or a mapping, not 3"),
+        (
+            "d2lpm + dlpm",
+            r"^'d2lpm \+ dlpm': not ROUTER.SCHEDULER; write d2lpm\+dlpm, without blanks, or \{name",
+        ),
+        ("round-robin+d2lpm+dlpm", r"not ROUTER\+SCHEDULER; write d2lpm\+dlpm"),
+        ({"name": "d2lpm+dlpm"}, r"not ROUTER\+SCHEDULER; .* \{name: dlpm, router: d2lpm\}"),
+        (
+            "sglang-router:random",
+            r"'sglang-router:random': a router, not a scheduler; write sglang-router:random\+SCHEDULER",
+        ),
+        ("{dealer}:Dealer+{dealer}:Twin", "router and scheduler are both called 'dealer'; rename one"),
+        ({"name": "{dealer}:Twin", "router": "{dealer}:Dealer"}, "both called 'dealer'; rename one"),
         ({"name": "dlpm", "router": {"quantum": 3}}, "name: missing; a router is written"),
     ],
 )
 def test_bad_routers_are_told_on_one_line(choice: object, message: str, dealer: Path):
-    filled = choice.format(dealer=dealer) if isinstance(choice, str) else choice
+    filled = filled_in(choice, dealer)
     with pytest.raises(BadInput, match=message) as caught:
         parse(filled)
     assert "\n" not in str(caught.value)

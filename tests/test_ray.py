@@ -24,19 +24,25 @@ import yaml
 from rich.console import Console
 from tiny import TINY
 
-from suite import ray_cluster, results, runner
+from baselines import d2lpm
+from suite import fingerprint, ray_cluster, results, runner
 from suite.environments import Environment
 from suite.errors import BadInput
 from suite.experiment import Experiment, load
+from suite.metrics import summary
 from suite.policies import parse
 from suite.report.html import Report
 from suite.runner import Job, Outcome
+from workloads import spec
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 os.environ.update(LOOPBACK)  # before Ray is imported
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray.exceptions import RayTaskError  # noqa: E402
+
+from suite import ray_workers  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 ENGINE_LOGS = ("server.log", "service.jsonl", "decisions.jsonl")
@@ -91,7 +97,8 @@ def cluster() -> Iterator[Cluster]:
     folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
     with folder, pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_TMPDIR", folder.name)
-        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+        environment.setenv("TMPDIR", folder.name)  # what processes that die leave is removed with it
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "no_monitor": True})
         try:
             cluster.add_node(num_cpus=1, **NODE)
             yield cluster
@@ -123,7 +130,7 @@ def plan(folder: Path, out: Path, **changes: Any) -> list[Job]:
 def run(jobs: list[Job], out: Path, ray: str | None = None, console: Console | None = None) -> Outcome:
     experiment = Experiment("e", tuple(job.cell for job in jobs))
     console = console or Console(quiet=True)
-    return runner.run(experiment, jobs, out, processes=2, ray=ray, console=console)
+    return runner.run(experiment, jobs, out, processes=1, ray=ray, console=console)
 
 
 def content(out: Path) -> dict[str, Any]:
@@ -180,7 +187,10 @@ def test_files_of_the_user_go_along(
     assert content(Path("there")) == content(Path("here"))
 
 
-def test_a_failing_scheduler_is_named(tmp_path: Path, mine: Path, cluster: Cluster):
+def test_a_failing_scheduler_is_named(
+    tmp_path: Path, mine: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("suite.ray_workers.TRIES", 2)  # a process takes seconds to start
     out = tmp_path / "out"
     jobs = plan(tmp_path, out, schedulers=[f"{mine}:Raises", f"{mine}:Dies", "fcfs"])
     outcome = run(jobs, out, cluster.address)
@@ -188,16 +198,55 @@ def test_a_failing_scheduler_is_named(tmp_path: Path, mine: Path, cluster: Clust
     assert outcome.failed == {
         "tiny_Raises_seed=0": f"{mine}:32: KeyError: 'ticket'",
         "tiny_Dies_seed=0": "its process was lost (out of memory, killed? Ray says WorkerCrashedError), "
-        "the last of 3 times",
+        "the last of 2 times",
     }
     assert [path.name for path in (out / "cells").iterdir()] == ["tiny_fcfs_seed=0"]
     assert run(jobs, out, cluster.address).skipped == 1
 
 
 def test_another_suite_is_refused(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("suite.ray_workers.sources_digest", lambda: "ours")
+    monkeypatch.setattr("suite.ray_workers.suite_digest", lambda: "ours")
     with pytest.raises(BadInput, match=r"127\.0\.0\.1: has other sources of the suite"):
         run(plan(tmp_path, tmp_path / "out"), tmp_path / "out", cluster.address)
+
+
+def test_every_source_makes_another_suite(monkeypatch: pytest.MonkeyPatch):
+    whole, read = fingerprint.suite_digest.__wrapped__, Path.read_bytes
+    before, changed = whole(), Path()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path == changed))
+    assert whole() == before
+    for module in (summary, runner, spec, d2lpm):
+        changed = Path(module.__file__)
+        assert whole() != before, changed
+
+
+@pytest.mark.parametrize(
+    ("bundles", "problem"),
+    [
+        ([{"CPU": 2}, {"CPU": 2}, {"CPU": 1}], "a cell needs 5 CPUs at once, the cluster has 4"),
+        ([{"CPU": 1}, {"CPU": 1, "GPU": 1}], "a cell needs 1 GPUs at once, the cluster has 0"),
+        ([{"CPU": 1}, {"CPU": 3}], "a cell needs 3 CPUs on one machine, the largest has 2"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_told(bundles: list[dict[str, float]], problem: str):
+    machines = [{"CPU": 2.0, "memory": 9.0}, {"CPU": 2.0}]
+    with pytest.raises(BadInput, match=f"^--ray: {problem}$"):
+        ray_workers._check_room(bundles, machines)
+    ray_workers._check_room([{"CPU": 2}, {"CPU": 1}, {"CPU": 1}], machines)
+
+
+def test_what_hinders_a_machine_is_no_other_suite():
+    def told(error: Exception) -> str:
+        with pytest.raises(BadInput) as caught:
+            ray_workers._how(RayTaskError("_work", "ray::_work() (pid=7, ip=10.0.0.7)", error))
+        return str(caught.value)
+
+    assert (
+        told(OSError(28, "No space left on device")) == "--ray: 10.0.0.7: [Errno 28] No space left on device"
+    )
+    assert "10.0.0.7: has other sources of the suite than this machine; install" in told(
+        RuntimeError("has other sources of the suite than this machine")
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,6 +308,21 @@ def test_a_replica_on_another_machine_finds_the_files_under_the_same_paths(
     assert not root.parent.exists()
 
 
+def test_a_replica_that_cannot_start_leaves_nothing_on_its_machine(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUITE_ENGINES", str(tmp_path / "none"))
+    root = tmp_path / "there" / "root"
+    with ray_cluster.connected(cluster.address, cpus=1):
+        from suite.backends.ray import Holder, Home
+
+        home = Home({"kind": "vllm"}, parse("fcfs"), root, root / "home/me", ray.put({}))
+        with pytest.raises(BadInput, match=r"127\.0\.0\.1: .*suite engines install"):
+            Holder().start(home)
+    assert not root.parent.exists()
+
+
 def test_signals_stay_ours(cluster: Cluster):
     ours = signal.getsignal(signal.SIGTERM)
     with ray_cluster.connected(cluster.address, cpus=1):
@@ -271,7 +335,7 @@ def test_a_local_cluster_ends_with_us(stop: signal.Signals, tmp_path: Path, mine
     mark = str(uuid4())
     with tempfile.TemporaryDirectory() as temporary:
         driver = subprocess.Popen(
-            [sys.executable, "-c", CLI, "run", "e.yaml", "--ray=local", "--jobs=2", "--out=out"],
+            [sys.executable, "-c", CLI, "run", "e.yaml", "--ray=local", "--jobs=1", "--out=out"],
             cwd=tmp_path,
             env={**os.environ, "SUITE_TEST": mark, "DOOMED": "1", "TMPDIR": temporary},
             stderr=subprocess.PIPE,

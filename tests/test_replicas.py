@@ -20,6 +20,7 @@ from suite.backends.base import Incomplete, Outcome
 from suite.backends.engine import EngineBackend
 from suite.backends.engines import ENGINES
 from suite.backends.servers import POOL, ask
+from suite.commands.serve import naming
 from suite.errors import BadInput
 from suite.trace import Trace
 from tests.stand_ins import (
@@ -163,12 +164,12 @@ def lost(outcome: Outcome) -> list[str]:
 
 @pytest.mark.usefixtures("fake")
 def test_a_replica_that_is_killed_costs_what_it_had_begun_and_nothing_else(tmp_path: Path):
-    killed: list[int] = []
+    killed: list[str] = []
 
     def progress(share: float, note: str = "") -> None:
         if share > 0.2 and not killed:
-            killed.append(fake_pids()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            killed.append(config(tmp_path)["workers"][0]["url"])  # where all were sent: they share a document
+            kill(killed[0])
 
     with pytest.raises(Incomplete, match=r"broke off: was killed by SIGKILL") as broken:
         backend().run(crowd(60, 60), policies.parse("d2lpm+dlpm"), tmp_path, progress)
@@ -185,6 +186,26 @@ def check_loss(outcome: Outcome, slots: int) -> None:
     assert begun.notna().all(), "what had not begun was served by the other"
     after = outcome.requests.groupby("worker")["finish"].max()
     assert len(after) == 2
+
+
+BROKEN = """
+import sys
+from baselines.fcfs import FCFS
+
+class Mine(FCFS):
+    name = "mine"
+
+    def arrived(self, request, now):
+        if request.client == "b" and "replica-1" in " ".join(sys.argv):
+            raise RuntimeError("out of ideas")
+"""
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_scheduler_that_fails_on_one_replica_is_told_with_the_log_of_that_one(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(BROKEN)
+    with pytest.raises(Incomplete, match=r"RuntimeError: out of ideas \(log: \S*replica-1/server.log\)"):
+        run(backend(), f"round-robin+{tmp_path}/mine.py:Mine", tmp_path / "logs")
 
 
 # -- suite serve -----------------------------------------------------------------------------------------
@@ -218,6 +239,21 @@ def test_serve_puts_a_front_before_several(tmp_path: Path):
     assert {client: requests for client, requests, *_ in cells} == {"alice": "2", "bob": "1"}
 
 
+@pytest.mark.parametrize(
+    ("engine", "router", "said"),
+    [
+        ("vllm", "d2lpm", "X-Client-Id"),
+        ("sglang", "d2lpm", "X-Client-Id"),
+        ("vllm", "vllm-router:random", "vllm_xargs"),
+        ("sglang", "sglang-router:random", '"rid"'),
+    ],
+)
+@pytest.mark.usefixtures("fake")
+def test_clients_are_told_how_to_name_themselves_so_that_it_arrives(engine: str, router: str, said: str):
+    launch = backend(engine).launch(policies.parse(f"{router}+fcfs"))
+    assert said in naming(launch)
+
+
 # -- vLLM itself -----------------------------------------------------------------------------------------
 
 
@@ -244,6 +280,8 @@ def test_a_vllm_that_is_killed_under_load_costs_what_it_had_begun(tmp_path: Path
     assert set(after["router"]["outstanding"].values()) == {0}
     assert {row["in_flight"] for row in after["clients"]} == {0}
     assert after["word"]["retries"] > 10
+    assert after["word"]["eviction_reports"] == "events"
+    assert after["word"]["workers"]["replica-1"]["events"]["unreadable"] == 0
 
 
 def config(logs: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from rich.console import Console
 from synthetic_runs import experiment, requests, run
 
 from suite.report import figures, listings, style, tables
+from suite.report.effects import Effect
 from suite.report.experiment import load, reading_order
+from suite.report.figures.effects import forest
 from suite.report.figures.frontier import tradeoff
 from suite.report.figures.parts import given, swept
 from suite.report.figures.replicas import service_by_replica
@@ -122,6 +124,23 @@ def test_throughput_is_compared_with_vtc_behind_its_router(tmp_path: Path):
     )  # fmt: skip
     found = {row.scheduler: row.values["vs_reference"].text for row in tables.rows(tables.collect(folder))}
     assert found == {"client-round-robin+vtc": "1.00", "d2lpm+dlpm": "3.00"}
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_papers_names_stand_whole_in_the_terminal(width: int, tmp_path: Path):
+    folder = experiment(tmp_path, *(routed(name, name) for name in PAPERS))
+    buffer = io.StringIO()
+    Console(file=buffer, width=width).print(rich_table(tables.collect(folder), width))
+    assert [name for name in PAPERS if f" {name} " not in buffer.getvalue()] == []
+
+
+def test_the_name_below_a_panel_of_effects_has_room(tmp_path: Path):
+    long = "d2lpm:quantum=20000+dlpm:quantum=2000"
+    effect = Effect(
+        "chat", "ttft", "TTFT", "min", long, "vtc", 1.0, 1.0, 1.0, 0.9, 1.1, 3, "no difference seen", None
+    )
+    axes = forest([effect]).figure.axes[0]
+    assert axes.get_xlabel() == f"{long}\n/ baseline"
 
 
 def broken(folder: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from baselines.cache_aware import CacheAware
@@ -321,10 +321,11 @@ class Books(D2LPM):
         self.running: Counter[tuple[Worker, str]] = Counter()
         self.most: Counter[tuple[Worker, str]] = Counter()
         self.longest: Counter[tuple[Worker, str]] = Counter()
+        self.back: Counter[tuple[Worker, str]] = Counter()
 
     def lost(self, worker: Worker, now: float) -> None:
         super().lost(worker, now)
-        for book in (self.done, self.running, self.most, self.longest):
+        for book in (self.done, self.running, self.most, self.longest, self.back):
             for key in [key for key in book if key[0] is worker]:
                 del book[key]
 
@@ -342,14 +343,20 @@ class Books(D2LPM):
             -request.prompt_tokens if end == "returned" else 2 * output_tokens
         )
         self.running[worker, request.client] -= 1
+        self.back[worker, request.client] += request.prompt_tokens if end == "returned" else 0
+
+
+OVERDRAWN_AND_BACK = [("send", "a", (0,) * 9, 1, 0), ("send", "a", (), 1, 0), ("finish", 0, "returned", 0)]
 
 
 @settings(max_examples=200, deadline=None)
+@example(life=OVERDRAWN_AND_BACK)
 @given(life=lives)
 def test_d2lpm_accounts_settle_and_stay_within_their_bounds(life: list[tuple]) -> None:
-    """Charged is what was really done; credited are whole quanta; every deficit is in (-U, Q_w].
+    """Charged is what was really done; credited are whole quanta; every deficit is in (-U, Q_w + R].
 
-    U is the longest prompt and the outputs of what was outstanding at once, at most 40 tokens each here.
+    U is the longest prompt and the outputs of what was outstanding at once, at most 40 tokens each here; R
+    are the prompts that came back.
     """
     router = Books()
 
@@ -359,7 +366,8 @@ def test_d2lpm_accounts_settle_and_stay_within_their_bounds(life: list[tuple]) -
                 key, quantum = (worker, client), 50 * (1 + (client == "c"))
                 assert account.charged == router.done[key]
                 assert account.credited % quantum == 0
-                assert -router.longest[key] - 2 * 40 * router.most[key] <= account.deficit <= quantum
+                assert -router.longest[key] - 2 * 40 * router.most[key] <= account.deficit
+                assert account.deficit <= quantum + router.back[key]
 
     _play(router, life, check)
     assert set(router.outstanding.values()) == {0}
@@ -478,6 +486,22 @@ def test_preble_replicates_a_prefix_whose_requests_wait_twice_as_long() -> None:
     host.now += 10
     assert [send(1.5), send(1.9)] == [0, 0]
     assert [send(5.0), send(1.0)] == [0, 1]
+
+
+def test_preble_counts_the_wait_of_the_request_that_first_shares_a_prefix() -> None:
+    """It matches a part of the longer prompt that was sent before, which is cut in two only when it goes."""
+    host = _preble(size=2, window=20.0)
+
+    def send(own: int, wait: float) -> int:
+        place = host.send(blocks=(*LONG, own))
+        request = list(host.running)[-1]
+        host.now += wait
+        host.router.started(request, host.workers[place], host.now)
+        return place
+
+    assert [send(50, 1.0), send(51, 1.0)] == [0, 0]
+    host.now += 10
+    assert [send(52, 2.0), send(53, 1.0)] == [0, 1]
 
 
 def test_preble_forgets_what_is_older_than_the_window_and_what_comes_back() -> None:

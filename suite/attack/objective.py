@@ -166,10 +166,20 @@ def contest(scheduler: str, metric: str, rival: str | None = None) -> Contest:
         raise BadInput(f"--metric: no metric {metric!r}; {did_you_mean(metric, METRICS)}")
     specs = parse(scheduler), parse(rival or METRICS[metric].rival)
     for spec in specs:
-        spec.build()  # refused here if it is an engine's own
+        _check(spec)
     if specs[0].label == specs[1].label:
         raise BadInput(f"--against: {specs[1].label} is the scheduler itself; name another")
     return Contest(*specs, metric)
+
+
+def _check(spec: SchedulerSpec) -> None:
+    """Raise `BadInput` unless it is a scheduler of ours, alone."""
+    spec.build()  # refused here if it is an engine's own
+    if spec.router:
+        raise BadInput(
+            f"{spec.label}: one replica is attacked, and no router matters there; name the scheduler alone: "
+            f"{replace(spec, router=None).reference}"
+        )
 
 
 def workload(found: space.Parameters) -> dict[str, Any]:

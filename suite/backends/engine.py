@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from suite import environments, models
 from suite.backends import account
 from suite.backends.base import Incomplete, Outcome, Progress
-from suite.backends.engine_log import EngineLog
+from suite.backends.engine_log import raised
 from suite.backends.entrance import Entrance, entrance
 from suite.backends.launch import Launch
 from suite.backends.servers import ENGINE_BYTES, POOL, Replicas, wait_for
@@ -136,7 +136,7 @@ class EngineBackend(BaseModel, ABC):
             log = account.kept(replicas, logs, replayed) if launch.logged else None
             outcome = account.outcome(trace, launch, replayed, log, word)
             outcome = replace(outcome, invalid=(*outcome.invalid, *filter(None, [disturbed])))
-            if broken := _broken(replicas, log) or dead:
+            if broken := raised(replicas) or dead:
                 raise Incomplete(f"{launch.name} broke off: {broken}", outcome)
         return outcome
 
@@ -319,10 +319,3 @@ def _dead(way: Entrance, replicas: Replicas, replayed: Replayed) -> str | None:
     if (replayed.requests["status"] == "failed").any():
         wait_for(lambda: ended() is not None, DEATH)
     return ended()
-
-
-def _broken(replicas: Replicas, log: EngineLog | None) -> str | None:
-    """What the scheduler raised in the middle of the run, if it did."""
-    if log is not None and log.failed:
-        return f"the scheduler failed: {log.failed} (log: {replicas.all[0].server.log})"
-    return None

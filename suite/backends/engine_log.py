@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from suite.backends.servers import Replicas
 from suite.errors import BadInput
 from suite.results import SERVICE_COLUMNS
 
@@ -83,6 +84,20 @@ def together(logs: Sequence[EngineLog]) -> EngineLog:
         next((log.failed for log in logs if log.failed is not None), None),
         dict(sum((Counter(log.active) for log in logs), Counter[str]())),
     )
+
+
+def cause(replicas: Replicas) -> str | None:
+    """Why servers have ended, if they have: what the policy raised, or how the process ended."""
+    return raised(replicas) or replicas.alive()
+
+
+def raised(replicas: Replicas) -> str | None:
+    """What a policy has raised, if one has, and in whose server."""
+    for replica in replicas.all:
+        replica.refresh()
+        if replica.service_log.exists() and (failed := read(replica.service_log).failed):
+            return f"the scheduler failed: {failed} (log: {replica.server.log})"
+    return None
 
 
 def by_client(log: EngineLog) -> pd.DataFrame:

@@ -47,7 +47,7 @@ def runs_on(scheduler: SchedulerSpec, backend: Mapping[str, Any]) -> bool:
     replicas = backend.get("replicas", 1)
     if fits and replicas > 1 and not scheduler.router:
         raise BadInput(
-            f"{scheduler.label}: {replicas} replicas need a router; write round-robin+{scheduler.label}"
+            f"{scheduler.label}: {replicas} replicas need a router; write round-robin+{scheduler.reference}"
         )
     return fits
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 from packaging.version import Version
 
 from baselines.router import Router
-from suite.backends import engine_log
 from suite.backends.base import Progress
+from suite.backends.engine_log import cause
 from suite.backends.front.config import Engine, WorkerAddress
 from suite.backends.servers import (
     Plugin,
@@ -97,7 +97,7 @@ class Launch(ABC):
             known = ", ".join(f"{self.engine}:{policy}" for policy in STOCK[self.engine])
             raise BadInput(f"scheduler {spec.name!r}: {spec.place}; {self.engine} has {known}")
         if spec.router is None and self.replicas > 1:
-            raise BadInput(f"{self.replicas} replicas need a router; write round-robin+{spec.label}")
+            raise BadInput(f"{self.replicas} replicas need a router; write round-robin+{spec.reference}")
         _ = self.policy
 
     # -- what an engine is --------------------------------------------------------------------------------
@@ -273,8 +273,13 @@ class Launch(ABC):
             **self._places(number),
             **self._variables(folder),
         }
-        command = self._command(port, folder, number, events)
+        command = [*self._modestly, *self._command(port, folder, number, events)]
         replicas.add(command, variables(own), folder, f"http://{self.host}:{port}", events)
+
+    @property
+    def _modestly(self) -> tuple[str, ...]:
+        """On the CPU engines yield to client and router, which share it and must not be late."""
+        return () if self.gpus else ("nice", "-n", "10")
 
     def _places(self, number: int) -> dict[str, str]:
         """Where replica `number` finds its model and its GPUs."""
@@ -387,13 +392,3 @@ class Launch(ABC):
 def home(logs: Path, number: int, replicas: int) -> Path:
     """Where the logs of replica `number` go."""
     return logs / replica_name(number) if replicas > 1 else logs
-
-
-def cause(replicas: Replicas) -> str | None:
-    """Why servers have ended, if they have: what the policy raised, or how the process ended."""
-    reason = replicas.alive()
-    for replica in replicas.all:
-        replica.refresh()
-        if replica.service_log.exists() and (raised := engine_log.read(replica.service_log).failed):
-            return f"the scheduler failed: {raised} (log: {replica.server.log})"
-    return reason

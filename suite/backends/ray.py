@@ -185,7 +185,15 @@ class Holder:
         self._replicas = Replicas()
 
     def start(self, home: Home) -> tuple[str, Path]:
-        """The replica's address, and its folder. Raises `BadInput` for what cannot work here."""
+        """Its address, and its folder. Raises `BadInput`, leaving nothing, if it cannot work here."""
+        try:
+            return self._started(home)
+        except BaseException:
+            self.stop()
+            self.leave()
+            raise
+
+    def _started(self, home: Home) -> tuple[str, Path]:
         self.settle(home)
         here = str(ray.util.get_node_ip_address())
         self._folder = Path(self._stack.enter_context(TemporaryDirectory(dir=home.root.parent)))

@@ -2,9 +2,10 @@
 environment: standard library, sglang, and files of the suite that say the same of themselves.
 
 A request says who sends it in `routing_key` (or the header X-SMG-Routing-Key), and in the `custom_params` of
-its sampling parameters: request_id, weight, priority, all optional. Other projects' routers drop these;
-behind them its id says all that, and client_id, as a JSON object. What they hold is foreign data: nonsense in
-it falls back to the default.
+its sampling parameters: client_id, request_id, weight, priority, all optional. SGLang drops the routing key
+of a request with several prompts or replies, so there client_id says it. Other projects' routers drop both;
+behind them its id says all that as a JSON object. What they hold is foreign data: nonsense in it falls back
+to the default.
 
 What SGLang passes over when it is offered (too many LoRA adapters, a batch of another kind) is hidden from
 the policy for the rest of the pass, and the policy asked anew. SGLang's health checks never reach the policy.
@@ -157,7 +158,7 @@ def _facts(request: Any) -> tuple[str, str, int, float, int]:
 
 def _said_by_id(rid: str) -> dict[str, Any]:
     """What an id says that is a JSON object."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         says = json.loads(rid) if rid.startswith("{") else {}
         return says if isinstance(says, dict) else {}
     return {}

@@ -30,7 +30,9 @@ _CLIENT = {
 }
 """How a client says who it is, by engine, ..."""
 _ROUTED = 'send the header "X-Client-Id: NAME" with each request'
-"""... and to the front."""
+"""... to the front, ..."""
+_BY_ID = """put the text {"client_id": "NAME", "request_id": "ID"} as "rid" into the body of each request"""
+"""... and to SGLang behind another project's router, which passes nothing else on."""
 
 
 def serve(
@@ -96,10 +98,17 @@ def _tell(launch: Launch, way: Entrance, folder: Path) -> None:
         say(f"state:   {way.admin_url}/state, and /metrics there")
     say(f"model:   {launch.model.name}")
     if launch.logged or way.admin_url:
-        say(f"client:  {_ROUTED if way.admin_url else _CLIENT[launch.engine]}")
+        say(f"client:  {naming(launch)}")
     say(f"logs:    {folder}")
     say(f"{launch.name} is up; Ctrl-C ends it")
     sys.stdout.flush()
+
+
+def naming(launch: Launch) -> str:
+    """How a client says who it is so that the scheduler hears of it."""
+    if launch.peer:
+        return _BY_ID if launch.engine == "sglang" else _CLIENT[launch.engine]
+    return _ROUTED if launch.scheduler.router else _CLIENT[launch.engine]
 
 
 def _until_interrupted(way: Entrance) -> str | None:

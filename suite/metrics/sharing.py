@@ -3,7 +3,8 @@
 A cached token was paid for by the client whose request computed it last. That is worked out from the trace
 and from how many tokens each request found, by walking the requests in order of admission over a tree of
 prompts: a request's first `cached_tokens` are charged to who computed each part last, and what it computes
-itself, its reply included, its client has paid for from then on.
+itself, its reply included, its client has paid for from then on. Each replica has a cache of its own, and so
+a tree.
 
 The tree is one of segments, not of tokens. A position in a prompt is a place in a segment after a certain
 course of segments before it; two prompts share it if these agree, with the same lengths.
@@ -11,7 +12,7 @@ course of segments before it; two prompts share it if these agree, with the same
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import pandas as pd
@@ -61,12 +62,12 @@ def shared(trace: Trace, requests: pd.DataFrame) -> pd.DataFrame:
     admitted = requests[requests["admitted"].notna()].sort_values(
         ["admitted", "cached_tokens"], kind="stable"
     )
-    root = _Place()
+    roots: defaultdict[str, _Place] = defaultdict(_Place)
     ledger: Counter[tuple[str, str]] = Counter()
-    for row in zip(admitted["id"], admitted["cached_tokens"], admitted["status"], strict=True):
-        id, cached, status = row
+    columns = (admitted[name] for name in ("id", "cached_tokens", "status"))
+    for id, cached, status, worker in zip(*columns, admitted["worker"].fillna(""), strict=True):
         request = by_id[id]
-        found = _walk(request, int(cached), root)
+        found = _walk(request, int(cached), roots[worker])
         if status == "finished":
             for payer, tokens in found.items():
                 ledger[payer, request.client] += tokens

@@ -144,7 +144,7 @@ _BOUNDS = {
 
 _REPLICAS = (
     " replica's gap / bound: in the service of one replica, while both wait at it. imbalance: largest over "
-    "mean actual service of the replicas."
+    "mean actual service of the replicas. vtc is the first here, whatever its router."
 )
 
 

@@ -31,8 +31,8 @@ _LEAVING = (
 )
 """What leaves a table that is too wide, first to last."""
 
-_NAME = 20
-"""Characters that a scheduler's name has at least before it is folded."""
+_WHOLE, _FOLDED = 24, 20
+"""Characters up to which a scheduler's name stands whole, and that a longer one has before it is folded."""
 
 
 def rich_table(frame: pd.DataFrame, width: int | None = None) -> Table:
@@ -64,7 +64,7 @@ def _width(table: Table) -> int:
     """Characters the table needs, long names folded."""
     console = Console(width=10_000)
     name = max(console.measure(cell).maximum for cell in table.columns[0].cells)
-    return console.measure(table).maximum - max(0, name - _NAME)
+    return console.measure(table).maximum - (name - _FOLDED if name > _WHOLE else 0)
 
 
 def _table(

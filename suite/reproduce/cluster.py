@@ -37,7 +37,8 @@ ASSUMPTIONS = """
 - Each client begins a program every 2 s for each A100, as in that rerun's LLM judge.
 - *VTC* charges extend tokens, as the paper's evidently does, on each replica, behind a round robin of its
   own for each client. *RR+LPM* is SGLang's LPM behind one round robin. *Preble* is its global scheduler
-  before its local priority groups; *D2LPM* runs DLPM at every replica. Routers learn of evictions at once.
+  before its local priority groups; *D2LPM* runs DLPM at every replica. Routers learn of evictions when the
+  step, or stretch of decode steps, that made them has ended.
 - SGLang's loop, cache and eviction in simulation; how long a step takes is the roofline of the suite's
   README.
 """

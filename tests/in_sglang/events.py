@@ -210,10 +210,12 @@ def stopped_early(way: str) -> None:
 def what_requests_say() -> None:
     """What a request says of itself is taken as far as it makes sense."""
     own_id = '{"client_id": "a", "request_id": "t1", "weight": 2}'
+    bottomless = '{"client_id": ' + "[" * 100_000
     cases: list[tuple[str | None, Any, tuple[Any, ...]]] = [
         (None, own_id, ("t1", "a", 2.0, 0)),
         ("b", own_id, ("t1", "b", 2.0, 0)),
         (None, '{"client_id": ', ('{"client_id": ', "anonymous", 1.0, 0)),
+        (None, bottomless, (bottomless[:512], "anonymous", 1.0, 0)),
         (None, None, ("rid-r", "anonymous", 1.0, 0)),
         ("7", {"request_id": "t1", "weight": 2, "priority": 3}, ("t1", "7", 2.0, 3)),
         ("a", {"weight": "nan", "priority": "x"}, ("rid-r", "a", 1.0, 0)),

@@ -130,7 +130,7 @@ class Cluster:
         return flight
 
     def begin(self, flight: Flight) -> None:
-        """The first byte of the reply has come."""
+        """The first byte of the reply has come; of one that is not streamed, all of it."""
         flight.begun = True
         self.router.started(flight.request, flight.replica.worker, time.monotonic())
 

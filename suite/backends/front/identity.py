@@ -63,7 +63,10 @@ class _ByHeader:
     believed: bool = True
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
-        name = headers.get(self.header) or ANONYMOUS
+        found = [value for name, value in headers.items() if name.lower() == self.header.lower()]
+        if len(found) > 1:
+            raise Refused(400, f"{self.header}: stands twice; send it once")
+        name = found[0] if found and found[0] else ANONYMOUS
         if not (name.isprintable() and len(name) <= LONGEST_NAME):
             raise Refused(
                 400, f"{self.header}: a client's name is printable and has {LONGEST_NAME} characters at most"

@@ -59,7 +59,11 @@ class Batch(msgspec.Struct, array_like=True):
 
 
 class Held:
-    """What one worker's prefix cache holds, by its own word, in blocks of `block_tokens` tokens."""
+    """What one worker's prefix cache holds, by its own word, in blocks of `block_tokens` tokens.
+
+    vLLM may hold a block twice and tells each removal by the same hash, but tells a block as stored also when
+    it is used again: so a block is gone with its first copy, until a request finds the other.
+    """
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
@@ -167,6 +171,8 @@ class Listener:
 
     def problem(self) -> str | None:
         """Why its word cannot be used, if it cannot."""
+        if not self.messages:
+            return "nothing was heard"
         if self.unreadable:
             return f"{self.unreadable} messages could not be read"
         if self.held.unlike and not len(self.held):

@@ -101,8 +101,8 @@ class Proxy:
             return await self._other(incoming)
         except Refused as error:
             return _failure(error.status, error.message)
-        except ConnectionError:  # the client has gone
-            raise
+        except ConnectionError:
+            return web.Response()  # the client has gone: nobody will read it, and nothing needs to be logged
         except Exception as error:
             self._fatal(error)
             return _failure(500, "the front failed; see its log")

@@ -13,6 +13,7 @@ import aiohttp
 import zmq.asyncio
 from aiohttp import web
 
+from baselines.router import Router
 from suite.backends.front.admin import Admin
 from suite.backends.front.cluster import Cluster, Replica
 from suite.backends.front.config import Config, WorkerAddress
@@ -113,6 +114,8 @@ class FrontServer:
 
     def _eviction_reports(self) -> str:
         """How the router learns of evictions: "events", or "none" and why."""
+        if type(self.cluster.router).evicted is Router.evicted:
+            return "none: the router does not listen"
         mute = [name for name in self.cluster.replicas if name not in self._listeners]
         if mute:
             return f"none: no events from {', '.join(mute)}"

@@ -1,7 +1,8 @@
 """What a request says of itself, and what the front makes of that before an engine reads it.
 
-A client is named to an engine by the front alone: to vLLM in `vllm_xargs` of the body; to SGLang in a header,
-or in `routing_key` of the body on its own route.
+A client is named to an engine by the front alone, as client_id: to vLLM in `vllm_xargs` of the body; to
+SGLang in `custom_params`, and besides as its routing key, which SGLang drops where a request has several
+prompts or replies.
 """
 
 from __future__ import annotations
@@ -55,33 +56,48 @@ def claims(engine: Engine, path: str, body: Body) -> Body:
 def stamped(engine: Engine, path: str, raw: bytes, body: Body, caller: Caller) -> Letter:
     """The request with its client in it; the bytes stay as they came where they say the right thing already.
 
-    Of a caller that may say no more of itself, claims are dropped and the weight is written.
+    Of a caller that may say no more of itself, claims are dropped and the weight is written. An id for SGLang
+    is dropped of everyone: it can pass for a health check, which no policy sees, and what begins another's
+    would abort that. Raises `Refused` for what an engine serves without its client's name.
     """
     if engine == "openai":
         return Letter(raw, {})
     wanted = dict(body)
-    about = _wanted(engine, claims(engine, path, body), caller)
+    about = _wanted(claims(engine, path, body), caller)
     if caller.weight is not None:
         wanted.pop("priority", None)
     if engine == "vllm":
+        _refuse_beams(body)
         wanted["vllm_xargs"] = about
         return Letter(_written(raw, body, wanted), {})
+    wanted.pop("rid", None)
     if path == _GENERATE:
         wanted["routing_key"] = caller.client
-        if about:
-            wanted["sampling_params"] = {**_mapping(body, "sampling_params"), "custom_params": about}
-    elif about:
+        wanted["sampling_params"] = {**_mapping(body, "sampling_params"), "custom_params": about}
+    else:
         wanted["custom_params"] = about
-    return Letter(_written(raw, body, wanted), {ROUTING_KEY: caller.client})
+    return Letter(_written(raw, body, wanted), _routing_key(caller))
 
 
-def _wanted(engine: Engine, about: Body, caller: Caller) -> Body:
+def _refuse_beams(body: Body) -> None:
+    """vLLM makes a request of each step of a beam, and tells its scheduler nothing of the client."""
+    if body.get("use_beam_search") not in (None, False):
+        raise Refused(400, "use_beam_search: vLLM does not schedule beams by client; drop it")
+
+
+def _routing_key(caller: Caller) -> dict[str, str]:
+    """The header, unless it would change the name: SGLang reads nothing but ASCII there as it was meant."""
+    name = caller.client
+    told = name.isascii() and name.isprintable() and name == name.strip()
+    return {ROUTING_KEY: name} if told else {}
+
+
+def _wanted(about: Body, caller: Caller) -> Body:
     """The claims as they shall be."""
-    client = {"client_id": caller.client} if engine == "vllm" else {}
     if caller.weight is None:
-        return {**about, **client}
+        return {**about, "client_id": caller.client}
     kept = {key: value for key, value in about.items() if key not in _CLAIMS}
-    return {**kept, **client, "weight": caller.weight}
+    return {**kept, "client_id": caller.client, "weight": caller.weight}
 
 
 def _written(raw: bytes, body: Body, wanted: Body) -> bytes:

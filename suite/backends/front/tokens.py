@@ -12,6 +12,8 @@ _KEPT = 4
 """Last chunks of a reply that are kept to be read at its end."""
 _TOLD = re.compile(rb'(?<!\\)"completion_tokens" ?: ?(\d{1,9})')
 """The engine's own count; text of a reply that looks like it has its quotes escaped."""
+_BY_REPLY = b'"meta_info"'
+"""SGLang's own route has it in each event: there the count is that of one reply, if there are several too."""
 
 
 class Tokens:
@@ -31,5 +33,10 @@ class Tokens:
     def count(self) -> int:
         """Output tokens so far."""
         end = b"".join(self._last)
-        told = _TOLD.findall(end)
-        return int(told[-1]) if told else self.events - end.endswith(_DONE)
+        events = self.events - end.endswith(_DONE)
+        told = [int(number) for number in _TOLD.findall(end)]
+        if not told:
+            return events
+        if not self.events:
+            return sum(told)
+        return max(told[-1], events) if _BY_REPLY in end else told[-1]

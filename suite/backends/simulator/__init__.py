@@ -94,7 +94,8 @@ class Simulator(BaseModel):
     dispatch_delay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds from the router to a replica."""
     report_delay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Seconds until a report of what a replica has evicted reaches the router."""
+    """Seconds until a report of what a replica has evicted reaches the router, from the end of the step, or
+    stretch of decode steps, that evicted it."""
     losses: tuple[Outage, ...] = ()
     """Replicas that are lost during the run."""
 
@@ -156,7 +157,7 @@ class Simulator(BaseModel):
     def _cluster(self, trace: Trace, scheduler: SchedulerSpec) -> Cluster:
         if self.replicas > 1 and scheduler.router is None:
             raise BadInput(
-                f"{self.replicas} replicas need a router; write round-robin+{scheduler.label} or the like"
+                f"{self.replicas} replicas need a router; write round-robin+{scheduler.reference} or the like"
             )
         replicas = [self._replica(trace, scheduler, number) for number in range(self.replicas)]
         dispatch = None

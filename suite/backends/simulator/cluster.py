@@ -141,7 +141,9 @@ class Cluster:
 
     def _wake(self, replica: Replica) -> None:
         """The replica decides when all else that is due now has happened."""
-        if not replica.deciding:
+        if self._quiet_until(self.now):
+            self._decide(replica)
+        elif not replica.deciding:
             replica.deciding = True
             self._at(self.now, DECISION, self._decide, replica)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -40,13 +41,12 @@ def _requests(trace: Trace, cluster: Cluster) -> pd.DataFrame:
 def _service(cluster: Cluster) -> pd.DataFrame:
     """The journals of all replicas in order of time, at one time in the order of the replicas."""
     rows = [
-        (time, client, name, *tokens)
+        (*row[:2], name, *row[2:])
         for name, replica in cluster.replicas.items()
         for engine in replica.engines
-        for time, client, *tokens in engine.journal.rows
+        for row in engine.journal.rows
     ]
-    frame = pd.DataFrame(rows, columns=list(SERVICE_COLUMNS))
-    return frame.sort_values("time", kind="stable", ignore_index=True)
+    return pd.DataFrame(sorted(rows, key=itemgetter(0)), columns=list(SERVICE_COLUMNS))
 
 
 def _word(cluster: Cluster, engines: list[Engine]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ MOST_COLUMNS = 3
 FARTHEST = 100.0
 """Ratios up to this, and down to its inverse, are on the scale; an interval that goes on reaches its edge."""
 
+_WIDE = 18
+"""Characters of a name beside which "/ baseline" has room below a panel."""
+
 _COLORS = {"wins": "#1a7f37", "loses": "#b3261e", "no difference seen": "#6e7781", "none": "#bdbdbd"}
 _MARKERS = {"wins": "o", "loses": "s", "no difference seen": "D", "none": "x"}
 _FIELDS = ("setting", "title", "candidate", "baseline", "ratio", "low", "high", "verdict")
@@ -78,7 +81,10 @@ def _label_once(panels: list[Axes]) -> None:
 
 
 def _across(effects: list[Effect]) -> str:
-    return f"{style.plain(effects[0].candidate)} / baseline" if effects else ""
+    if not effects:
+        return ""
+    name = style.plain(effects[0].candidate)
+    return name + ("\n" if len(name) > _WIDE else " ") + "/ baseline"
 
 
 def _ratios(axes: Axes) -> None:
