@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from itertools import count
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import msgspec
@@ -237,7 +238,8 @@ def test_a_worker_that_is_well_but_slow_is_not_lost(tmp_path: Path):
 
 def admin(front: Front, method: str, path: str, body: object = None) -> int:
     data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(f"{front.admin_url}{path}", data, method=method)) as answer:
+    said = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{front.admin_url}{path}", data, said, method=method)) as answer:
         return int(answer.status)
 
 
@@ -293,6 +295,15 @@ def test_a_worker_that_cannot_be_added_is_refused(
     with fronted(tmp_path, 1) as (front, _):
         with pytest.raises(OSError, match=problem):
             ask(f"{front.admin_url}{path}", body)  # type: ignore[arg-type]
+        assert [one["name"] for one in ask(f"{front.admin_url}/workers")] == ["replica-0"]
+
+
+def test_a_web_page_in_the_operators_browser_cannot_add_a_worker(tmp_path: Path):
+    with fronted(tmp_path, 1) as (front, _):
+        body = json.dumps({"name": "replica-1", "url": "http://127.0.0.1:1"}).encode()
+        with pytest.raises(HTTPError, match="415") as caught:
+            urlopen(Request(f"{front.admin_url}/workers", body, {"Content-Type": "text/plain"}))
+        caught.value.close()
         assert [one["name"] for one in ask(f"{front.admin_url}/workers")] == ["replica-0"]
 
 

@@ -196,6 +196,9 @@ def test_one_replica_has_no_bound_beside_that_of_the_run() -> None:
     unknown = _of(*DLPM, router="sglang-router:cache_aware", replicas=2)
     unknown.requests["worker"] = None
     assert replica_bounds(unknown) == {}
+    routed_again = _of(*DLPM, router=D2LPM, replicas=2)
+    routed_again.manifest.engine["retries"] = 1
+    assert replica_bounds(routed_again) == {}
 
 
 def test_a_router_before_one_replica_changes_no_bound() -> None:

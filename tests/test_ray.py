@@ -25,7 +25,7 @@ from rich.console import Console
 from tiny import TINY
 
 from baselines import d2lpm
-from suite import fingerprint, ray_cluster, results, runner
+from suite import fingerprint, ray_cluster, results, runner, workers
 from suite.environments import Environment
 from suite.errors import BadInput
 from suite.experiment import Experiment, load
@@ -233,6 +233,25 @@ def test_a_cluster_that_is_too_small_is_told(bundles: list[dict[str, float]], pr
     with pytest.raises(BadInput, match=f"^--ray: {problem}$"):
         ray_workers._check_room(bundles, machines)
     ray_workers._check_room([{"CPU": 2}, {"CPU": 1}, {"CPU": 1}], machines)
+
+
+def test_a_retry_for_which_there_is_no_room_left_costs_its_item_and_no_other(cluster: Cluster):
+    asked: list[str] = []
+
+    def needs(item: str) -> list[dict[str, float]]:
+        asked.append(item)
+        return [{"CPU": 9.0 if asked.count(item) > 1 else 1.0}]
+
+    def work(item: str, place: ray_workers.Place, report: Callable[..., None]) -> str:
+        if item == "unlucky":
+            raise ray_workers.MachineLost("its machine was lost")
+        return item
+
+    with ray_cluster.connected(cluster.address, cpus=1):
+        events = list(ray_workers.run(work, ["unlucky", "lucky"], needs))
+    assert [type(event) for event in events] == [workers.Lost, workers.Finished]
+    assert "machine was lost" in events[0].reason
+    assert "a cell needs 9 CPUs at once, the cluster has 1" in events[0].reason
 
 
 def test_what_hinders_a_machine_is_no_other_suite():

@@ -85,11 +85,13 @@ def bound(run: Run) -> Bound | str:
 def replica_bounds(run: Run) -> dict[str, Bound]:
     """The bound of each replica that admitted a request, by its name, on the service of that replica alone.
 
-    None where there is one replica, where a request's replica is not known, and for schedulers without a
-    bound.
+    None where there is one replica, where it is not known at which a request was or since when (a front sent
+    it to another one again), and for schedulers without a bound.
     """
     known = run.requests["worker"].notna() | run.requests["admitted"].isna()
-    if _replicas(run) == 1 or run.manifest.scheduler["target"] not in (_VTC, _DLPM) or not known.all():
+    if _replicas(run) == 1 or not known.all() or run.manifest.engine.get("retries"):
+        return {}
+    if run.manifest.scheduler["target"] not in (_VTC, _DLPM):
         return {}
     return _by_replica(run)
 

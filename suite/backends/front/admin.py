@@ -54,6 +54,9 @@ class Admin:
         )
 
     async def _add(self, request: web.Request) -> web.Response:
+        """Only for JSON that says so: a page in the operator's browser cannot send that without asking."""
+        if request.content_type != "application/json":
+            return _json({"error": "send it as Content-Type: application/json"}, 415)
         try:
             body = orjson.loads(await request.read())
             if not isinstance(body, dict):
