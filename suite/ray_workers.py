@@ -76,43 +76,60 @@ def run(
     generator, or an exception out of it, stops what runs. Raises `BadInput` if a machine has other sources of
     the suite than this one.
     """
-    remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_work)
-    todo = enumerate(items)
-    running: dict[Any, _Try] = {}
-
-    def begin(one: _Try) -> None:
-        group = _group(needs(one.item)) if needs else None
-        place = PlacementGroupSchedulingStrategy(group, 0) if group else "DEFAULT"
-        work = [ray.put((task, one.item))]  # in a list, so that it is not read before the sources are checked
-        stream = remote.options(scheduling_strategy=place).remote(suite_digest(), work)
-        running[stream] = replace(one, group=group)
-
-    def again(one: _Try, event: Retried) -> Event:
-        """Begin an item once more, if what is left of the cluster is large enough for it."""
-        try:
-            begin(replace(one, number=one.number + 1))
-        except BadInput as error:
-            return Lost(one.index, f"{event.reason}, but {error}")
-        return event
-
+    crew, todo = _Crew(task, needs), enumerate(items)
     try:
         while True:
-            room = 1 if needs else _room()
-            for index, item in itertools.islice(todo, max(0, room - len(running))):
-                begin(_Try(index, item))
-            if not running:
+            for index, item in itertools.islice(todo, crew.room()):
+                crew.begin(_Try(index, item))
+            if not crew.running:
                 return
-            (stream,), _ = ray.wait(list(running), num_returns=1)
-            event = _event(stream, running[stream])
-            if not isinstance(event, Progressed):
-                one = running.pop(stream)
-                if one.group:
-                    remove_placement_group(one.group)
-                if isinstance(event, Retried):
-                    event = again(one, event)
-            yield event
+            yield crew.event()
     finally:
-        _stop(list(running))
+        _stop(list(crew.running))
+
+
+class _Crew:
+    """Items that are worked on, `running` by the stream of what each tells."""
+
+    def __init__(self, task: Task, needs: Callable[[Any], Bundles] | None) -> None:
+        self.running: dict[Any, _Try] = {}
+        self._task = task
+        self._needs = needs
+        self._remote = ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")(_work)
+
+    def room(self) -> int:
+        """How many more items may be begun."""
+        most = 1 if self._needs else max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 0)))
+        return max(0, most - len(self.running))
+
+    def begin(self, one: _Try) -> None:
+        """Begin an item. Raises `BadInput` if the cluster is too small for it."""
+        group = _group(self._needs(one.item)) if self._needs else None
+        place = PlacementGroupSchedulingStrategy(group, 0) if group else "DEFAULT"
+        work = [ray.put((self._task, one.item))]  # in a list: not read before the sources are checked
+        stream = self._remote.options(scheduling_strategy=place).remote(suite_digest(), work)
+        self.running[stream] = replace(one, group=group)
+
+    def event(self) -> Event:
+        """What happens next; what was lost is begun again."""
+        (stream,), _ = ray.wait(list(self.running), num_returns=1)
+        event = _event(stream, self.running[stream])
+        if isinstance(event, Progressed):
+            return event
+        one = self.running.pop(stream)
+        if one.group:
+            remove_placement_group(one.group)
+        return self._again(one, event) if isinstance(event, Retried) else event
+
+    def _again(self, one: _Try, event: Retried) -> Event:
+        """Begin an item once more, if what is left of the cluster is large enough for it."""
+        try:
+            self.begin(replace(one, number=one.number + 1))
+        except BadInput as error:
+            return Lost(
+                one.index, f"{event.reason.partition(';')[0]}, and what is left is too small: {error}"
+            )
+        return event
 
 
 def _stop(streams: Sequence[Any]) -> None:
@@ -122,10 +139,6 @@ def _stop(streams: Sequence[Any]) -> None:
     if streams:
         ends = [stream.completed() for stream in streams]
         ray.wait(ends, num_returns=len(ends), timeout=_PATIENCE)
-
-
-def _room() -> int:
-    return max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _group(bundles: Bundles) -> PlacementGroup:

@@ -61,7 +61,7 @@ def test_a_run_is_served_and_its_service_log_adds_up(tmp_path: Path):
 def test_its_results_are_read_and_measured_like_any_others(tmp_path: Path):
     with MockServer(dict.fromkeys(("alice", "bob"), Reply(pause=0.02))) as server:
         outcome = run(server, trace_of(request("a"), request("b", "bob")), tmp_path)
-    scheduler = {"name": STOCK.label, "target": STOCK.target}
+    scheduler = {"name": STOCK.label, "target": STOCK.target, "router": None}
     manifest = Manifest("cell", {}, {"header": {}}, scheduler, {}, outcome.engine, {})
     results.write(Run(manifest, outcome.requests, outcome.service, outcome.streams), tmp_path / "cell")
     found = summary.summarise(results.read(tmp_path / "cell"))
