@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -42,7 +43,23 @@ _HOLLOW = re.compile(r"root cause|core initialization failed", re.IGNORECASE)
 """Errors that only say that there was another."""
 
 
-class Server:
+class Stoppable(ABC):
+    """What runs until `stop` is called, at the latest at the end of a `with` block."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Server(Stoppable):
     """A running server.
 
     `command` is started at once with the environment variables `variables` and nothing else of ours, its
@@ -111,14 +128,6 @@ class Server:
             return ours and process.status() != psutil.STATUS_ZOMBIE
         except (ProcessLookupError, psutil.NoSuchProcess):
             return False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def last_words(log: Path) -> str:

@@ -10,12 +10,11 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from suite import environments
 from suite.backends.front.config import WorkerAddress
-from suite.backends.servers import ask, variables, wait_for
+from suite.backends.servers import RouterProcess, ask, variables
 from suite.catalogue import ENGINES
 from suite.environments import Environment
 from suite.errors import BadInput
@@ -32,14 +31,14 @@ _NO_PROXY = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 """Both obey the variables that name proxies, also for replicas on loopback."""
 
 
-class Peer:
+class Peer(RouterProcess):
     """A running router of another project. Leaving the context ends it."""
 
     def __init__(self, router: PeerRouter, environment: Environment, server: Server, url: str) -> None:
         self.url = url
+        super().__init__(router.name, server)
         self._router = router
         self._environment = environment
-        self._server = server
 
     @classmethod
     def start(
@@ -62,41 +61,16 @@ class Peer:
         command = _command(environment, router, workers, port, timeout_s)
         server = Server(command, variables(environment.variables | _NO_PROXY), logs / LOG, grace=GRACE)
         peer = cls(router, environment, server, f"http://127.0.0.1:{port}")
-        try:
-            peer._wait_until_it_knows(workers)
-        except BaseException:
-            peer.stop()
-            raise
-        return peer
-
-    def alive(self) -> str | None:
-        """None while it runs, else how it ended."""
-        ended = self._server.alive()
-        return f"{self._router.name} {ended}" if ended else None
+        return peer._begun(lambda: peer._wait_until_it_knows(workers))
 
     def word(self) -> dict[str, Any]:
         """What the manifest says of it."""
         about = {"name": self._router.label, "version": self._environment.version}
         return {"router": about, "eviction_reports": f"none: {self._router.program} asks for none"}
 
-    def stop(self) -> None:
-        """End it."""
-        self._server.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def _wait_until_it_knows(self, workers: Sequence[WorkerAddress]) -> None:
         begin = time.monotonic()
-        wait_for(lambda: self.alive() is not None or len(self._known()) == len(workers), START)
-        if ended := self.alive():
-            raise BadInput(f"{ended}; it did not start")
-        if len(self._known()) < len(workers):
+        if not self._wait_for(lambda: len(self._known()) == len(workers), START):
             raise BadInput(
                 f"{self._router.name} knows {len(self._known())} of {len(workers)} replicas after "
                 f"{time.monotonic() - begin:.0f} s (log: {self._server.log})"

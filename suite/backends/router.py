@@ -6,14 +6,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import orjson
 
 from suite.backends.front.config import SERVING, Config, Engine, Identity, Timeouts, WorkerAddress
 from suite.backends.front.identity import register
-from suite.backends.servers import ask, variables, wait_for, wanted
+from suite.backends.servers import RouterProcess, ask, variables, wanted
 from suite.errors import BadInput
 from suite.files import writing
 from suite.policies import RouterSpec
@@ -31,7 +30,7 @@ GRACE = 3.0
 """Seconds it may take to end."""
 
 
-class Front:
+class Front(RouterProcess):
     """A running front. Leaving the context ends it.
 
     `url` is where requests go, `admin_url` where workers are added and removed and its state and metrics are.
@@ -41,8 +40,8 @@ class Front:
     admin_url: str
 
     def __init__(self, router: RouterSpec, server: Server) -> None:
+        super().__init__("the front", server)
         self._router = router
-        self._server = server
 
     @classmethod
     def start(
@@ -86,17 +85,7 @@ class Front:
             file.write_bytes(orjson.dumps(config.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
         command = [sys.executable, "-m", "suite.backends.front", str(file.absolute())]
         front = cls(router, Server(command, variables({}), logs / LOG, grace=GRACE))
-        try:
-            front._wait_until_up()
-        except BaseException:
-            front.stop()
-            raise
-        return front
-
-    def alive(self) -> str | None:
-        """None while it runs, else how it ended."""
-        ended = self._server.alive()
-        return f"the front {ended}" if ended else None
+        return front._begun(front._wait_until_up)
 
     def state(self) -> dict[str, Any]:
         """What it tells of itself: `word`, `clients` (their counts at each worker), `router` (its accounts).
@@ -114,22 +103,8 @@ class Front:
             found = {}
         return {"router": {"name": self._router.label}, **found}
 
-    def stop(self) -> None:
-        """End it."""
-        self._server.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def _wait_until_up(self) -> None:
-        wait_for(lambda: self.alive() is not None or self._ports() is not None, START)
-        if ended := self.alive():
-            raise BadInput(f"{ended}; it did not start")
+        self._wait_for(lambda: self._ports() is not None, START)
         ports = self._ports()
         if ports is None:
             raise BadInput(f"the front is not up after {START:g} s (log: {self._server.log})")

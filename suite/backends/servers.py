@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -25,7 +25,7 @@ from suite import plugins
 from suite.backends.base import KEPT
 from suite.dialect import API_KEY
 from suite.errors import BadInput
-from suite.processes import Server
+from suite.processes import Server, Stoppable
 
 ENGINE_BYTES = 1_500_000_000
 """Memory an engine takes besides weights and KV pool: the process with its libraries, or the GPU's context
@@ -205,6 +205,39 @@ class Pool:
 
 POOL = Pool()
 """The servers that this process keeps."""
+
+
+class RouterProcess(Stoppable):
+    """A router that runs before replicas, shown to people as `name`. Leaving the context ends it."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        self._name = name
+        self._server = server
+
+    def alive(self) -> str | None:
+        """None while it runs, else how it ended."""
+        ended = self._server.alive()
+        return f"{self._name} {ended}" if ended else None
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.stop()
+
+    def _begun(self, wait: Callable[[], None]) -> Self:
+        """Itself once `wait` has returned; it is ended if that raises."""
+        try:
+            wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait_for(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Whether it is ready within so many seconds. Raises `BadInput` if it ends before."""
+        wait_for(lambda: self.alive() is not None or ready(), seconds)
+        if ended := self.alive():
+            raise BadInput(f"{ended}; it did not start")
+        return ready()
 
 
 @dataclass(frozen=True)
