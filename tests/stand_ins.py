@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -133,3 +134,23 @@ def url_of(process: subprocess.Popen[str]) -> str:
         if "Ctrl-C ends it" in line:
             return lines["url:"].removesuffix("/v1")
     raise AssertionError(process.communicate())
+
+
+def served(
+    *words: str, folder: Path, use: Callable[[str], object], ending: signal.Signals = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Serve, let `use` do what it likes with the URL, then send the signal: exit code and both outputs."""
+    process = serving(*words, folder=folder)
+    try:
+        use(url_of(process))
+        process.send_signal(ending)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, out, err
+
+
+def rows_of(out: str) -> list[list[str]]:
+    """The rows of the table that `suite serve` ends with, below its head."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]

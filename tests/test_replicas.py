@@ -30,8 +30,8 @@ from tests.stand_ins import (
     flags,
     installed,
     quiet,
-    serving,
-    url_of,
+    rows_of,
+    served,
 )
 
 RELEASES = {"vllm": "0.32.0", "sglang": "0.5.23"}
@@ -224,19 +224,13 @@ def ask_as(url: str, client: str) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_serve_puts_a_front_before_several(tmp_path: Path):
-    process = serving("-s", "d2lpm+dlpm", "--set", "replicas=2", folder=tmp_path / "logs")
-    try:
-        url = url_of(process)
+    def use(url: str) -> None:
         with ThreadPoolExecutor() as clients:
             list(clients.map(lambda who: ask_as(url, who), ["alice", "alice", "bob"]))
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 0, err
-    cells = ([cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line)
-    assert {client: requests for client, requests, *_ in cells} == {"alice": "2", "bob": "1"}
+
+    code, out, err = served("-s", "d2lpm+dlpm", "--set", "replicas=2", folder=tmp_path / "logs", use=use)
+    assert code == 0, err
+    assert {client: requests for client, requests, *_ in rows_of(out)} == {"alice": "2", "bob": "1"}
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,12 @@ from tests.stand_ins import (
     flags,
     installed,
     quiet,
+    rows_of,
     running,
-    serving,
+    served,
     session_of,
     told,
     until,
-    url_of,
 )
 
 
@@ -308,19 +308,13 @@ def foreign(url: str, client: str, requests: int) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_serve_tells_what_each_foreign_client_got(tmp_path: Path):
-    process = serving("-e", "sglang", "-s", "dlpm", folder=tmp_path / "logs")
-    try:
-        url = url_of(process)
+    def use(url: str) -> None:
         foreign(url, "alice", 3)
         foreign(url, "bob", 1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 0, err
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
-    assert [(client, prompt, output) for client, _, prompt, _, output in rows] == [
+
+    code, out, err = served("-e", "sglang", "-s", "dlpm", folder=tmp_path / "logs", use=use)
+    assert code == 0, err
+    assert [(client, prompt, output) for client, _, prompt, _, output in rows_of(out)] == [
         ("alice", "150", "12"), ("bob", "50", "4")
     ]  # fmt: skip
     until(lambda: running() == [])

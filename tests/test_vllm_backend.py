@@ -36,7 +36,9 @@ from tests.stand_ins import (
     flags,
     installed,
     quiet,
+    rows_of,
     running,
+    served,
     serving,
     session_of,
     told,
@@ -568,23 +570,16 @@ def foreign(url: str, client: str, requests: int) -> None:
 
 
 def serve_two(folder: Path, ending: signal.Signals) -> tuple[int, str, str]:
-    process = serving("--scheduler", "dlpm", folder=folder)
-    try:
-        url = url_of(process)
+    def use(url: str) -> None:
         with ThreadPoolExecutor() as clients:
             list(clients.map(lambda who: foreign(url, *who), [("alice", 3), ("bob\x1b[31m", 2)]))
-        process.send_signal(ending)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode, out, err
+
+    return served("--scheduler", "dlpm", folder=folder, use=use, ending=ending)
 
 
 def check_table(out: str) -> None:
     """The final table has the tokens that the two have sent and got, however much of them was cached."""
-    cells = ([cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line)
-    table = {client: (requests, prompt, output) for client, requests, prompt, _, output in cells}
+    table = {client: (requests, prompt, output) for client, requests, prompt, _, output in rows_of(out)}
     assert table == {"alice": ("3", "150", "12"), r"bob\x1b[31m": ("2", "100", "8")}
     assert "\x1b[31m" not in out
 
