@@ -103,7 +103,7 @@ class _Load:
         """See the function."""
         began, under_way = time.monotonic(), []
         for at in due:
-            if (left := began + at - time.monotonic()) > 0:
+            while (left := began + at - time.monotonic()) > 0:  # the loop's timers may be early
                 await asyncio.sleep(left)
             under_way.append(asyncio.create_task(self._one(began + at)))
         return await self._ended(began, under_way)
