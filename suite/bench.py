@@ -16,9 +16,10 @@ from rich.table import Column, Table
 
 from baselines.scheduler import Scheduler
 from suite.backends.simulator import Simulator
-from suite.backends.simulator.cluster import alone, collector_paused
+from suite.backends.simulator.cluster import alone
 from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Live, lives
+from suite.collector import collector_paused
 from suite.policies import SchedulerSpec, parse
 from suite.trace import Header, Request, Segment, Trace
 from workloads.spec import load
@@ -107,7 +108,7 @@ def _walk(trace: Trace) -> float:
 def _until_queue_is_short(overrides: dict[str, Any]) -> tuple[Trace, int]:
     """The trace stretched by the least power of two that keeps the queue short under every policy."""
     for stretch in (2**power for power in range(11)):
-        trace = load("mooncake", overrides | {"stretch": stretch}).generate(0)
+        trace = load("mooncake", overrides | {"shape.stretch": stretch}).generate(0)
         if all(_time(trace, parse(policy)).longest_queue < SHORT_QUEUE for policy in POLICIES):
             break
     return trace, stretch

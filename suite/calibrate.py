@@ -79,7 +79,7 @@ def _measured(
     model = launch.model
     replayed = replay(
         trace,
-        Content(trace.header.seed, model.vocabulary, model.first_token),
+        Content.of(trace, model.vocabulary, model.first_token),
         launch.target(replica.url),
         progress=progress,
         timeout_s=backend.timeout_s,

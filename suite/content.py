@@ -1,14 +1,14 @@
 """What stands in a prompt: the segments of a trace turned into token ids or text.
 
-The tokens of a segment are a function of the trace's seed and the segment's id alone: two processes, two
-machines, two years give the same ones.
+The tokens of a segment are those that the trace carries or, for a made-up one, a function of the trace's seed
+and the segment's id alone: two processes, two machines, two years give the same ones.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import shake_128
 from itertools import groupby
 from typing import TypeAlias
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.errors import BadInput
-from suite.trace import REPLY, Request, Segment
+from suite.trace import REPLY, Request, Segment, Trace
 
 Tokens: TypeAlias = NDArray[np.int32]
 
@@ -43,22 +43,45 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 class Content:
     """Prompts for the requests of one trace.
 
-    Token ids lie in [first, vocabulary): `first` spares the special tokens that most vocabularies begin with.
-    Raises `BadInput` if no id is left.
+    Made-up token ids lie in [first, vocabulary): `first` spares the special tokens that most vocabularies
+    begin with. `real` holds the ids of the segments that have real ones. Raises `BadInput` if no id is left
+    to make up, or if a real one lies beyond the vocabulary.
     """
 
     seed: int
     vocabulary: int
     first: int = 3
+    real: Mapping[str, Tokens] = field(default_factory=dict, repr=False)
     _cache: OrderedDict[str, Tokens] = field(default_factory=OrderedDict, init=False, repr=False)
     _cached: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.vocabulary:
             raise BadInput(f"vocabulary: {self.vocabulary} tokens leave none from {self.first} on; give more")
+        for id, tokens in self.real.items():
+            if tokens.max() >= self.vocabulary:
+                raise BadInput(
+                    f"segment {id!r}: token id {tokens.max()} lies beyond the served model's vocabulary of "
+                    f"{self.vocabulary} tokens; make the trace with that model's tokenizer, or correct the "
+                    f"endpoint's `vocabulary`"
+                )
+
+    @classmethod
+    def of(cls, trace: Trace, vocabulary: int, first: int = 3) -> Content:
+        """Prompts for the requests of this trace."""
+        return cls(trace.header.seed, vocabulary, first, trace.tokens)
+
+    def needed_by(self, requests: Iterable[Request]) -> Content:
+        """The same prompts for these requests alone, without the real ids of other requests' segments."""
+        ids = {segment.id for request in requests for segment in request.prompt}
+        return replace(self, real={id: self.real[id] for id in ids & self.real.keys()})
 
     def segment(self, id: str, tokens: int) -> Tokens:
         """The first `tokens` tokens of the endless stream named `id`, shape (tokens,), read-only."""
+        if id in self.real:
+            given = self.real[id][:tokens]
+            given.flags.writeable = False
+            return given
         known = self._cache.pop(id, None)
         if known is None or len(known) < tokens:
             self._cached += tokens - (0 if known is None else len(known))

@@ -8,9 +8,9 @@
     sweep: {workload.load: [1, 2], dlpm.quantum: [1000, 2000], backend.max_running: [64, 256]}
     slo: {ttft: 5, tpot: 0.2}                           # seconds; judged afterwards, no part of any cell
 
-Every path is taken from the working directory. A finished trace is the same under every seed and makes cells
-for the first seed alone. A sweep's key begins with `workload`, `backend` or the name of a scheduler or a
-router; their parameters are swept for them alone.
+Every path is taken from the working directory. A finished trace that no seed changes makes cells for the
+first seed alone. A sweep's key begins with `workload`, `backend` or the name of a scheduler or a router;
+their parameters are swept for them alone.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from suite.policies import SchedulerSpec, parse
 from suite.trace import Trace
 from suite.validation import at, read_yaml, validated
 from workloads import spec as workload_spec
+from workloads.finished import Finished
 
 _READY = Path(str(files("suite"))) / "experiments"
 
@@ -272,7 +273,7 @@ class _File(BaseModel):
                 overrides = {**fixed, **_stripped(axes, "workload")}
                 with at(f"workloads[{i}]"):
                     found = workload_spec.load(source, overrides)
-                seeds = self.seeds[:1] if isinstance(found, workload_spec.TraceFile) else None
+                seeds = self.seeds[:1] if isinstance(found, Finished) and found.fixed else None
                 yield _Variant((_workload_label(found.name, fixed), source, overrides), axes, seeds)
 
     def _backends(self) -> Iterator[_Variant]:

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import AliasChoices, BaseModel, Field
 from safetensors.numpy import save_file
 
-from suite import environments
+from suite import environments, hub
 from suite.backends.simulator.presets import MODELS
 from suite.backends.simulator.presets import Model as Architecture
 from suite.content import SPECIAL, word
@@ -190,17 +190,11 @@ def _read(file: Path) -> Mapping[str, Any]:
 def _from_hub(name: str) -> Path:
     """The model's config.json in the hub's cache, fetched if need be."""
     try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
+        return hub.fetched(name, "config.json") / "config.json"
+    except Exception as error:  # the hub's errors have no common base
         raise BadInput(
-            f"model {name!r}: no folder, and for a name on the hub the package huggingface-hub is missing; "
-            f"install it, or give a folder"
+            f"model {name!r}: no folder, and not to be had from the hub: {hub.reason(error)}"
         ) from None
-    try:
-        return Path(hf_hub_download(name, "config.json"))
-    except Exception as error:  # its errors have no common base
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise BadInput(f"model {name!r}: no folder, and not to be had from the hub: {reason}") from None
 
 
 # -- making a model --------------------------------------------------------------------------------------

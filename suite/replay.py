@@ -113,14 +113,12 @@ def _jobs(trace: Trace, content: Content, target: Target, processes: int, timeou
     numbers = {root: number for number, root in enumerate(dict.fromkeys(groups))}
     wanted = replied(trace.requests)
     for process in range(min(processes, len(numbers))):
-        yield Job(
-            tuple(
-                request
-                for request, root in zip(trace.requests, groups, strict=True)
-                if numbers[root] % processes == process
-            ),
-            target, content, wanted, timeout_s,
-        )  # fmt: skip
+        requests = tuple(
+            request
+            for request, root in zip(trace.requests, groups, strict=True)
+            if numbers[root] % processes == process
+        )
+        yield Job(requests, target, content.needed_by(requests), wanted, timeout_s)
 
 
 def _groups(requests: Sequence[Request]) -> list[str]:

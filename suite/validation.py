@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from suite.errors import BadInput, did_you_mean
 
@@ -38,6 +39,27 @@ def validated(model: type[Model], data: Mapping[str, Any]) -> Model:
         return model.model_validate(dict(data))
     except ValidationError as error:
         raise BadInput(_first_problem(model, error)) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a row or record: its field, what is wrong with it, and what stands there."""
+    first = error.errors(include_url=False)[0]
+    return f"{spot(first) or 'row'}: {said(first)}"
+
+
+def spot(problem: ErrorDetails) -> str:
+    """The dotted path of the field that has a problem; nothing for the whole."""
+    return ".".join(str(part) for part in problem["loc"])
+
+
+def said(problem: ErrorDetails) -> str:
+    """What is wrong, and what stands there."""
+    if problem["type"] == "missing":
+        return "missing; give it a value"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    what = problem["msg"]
+    return f"{what[:1].lower()}{what[1:]} (got {str(problem['input'])[:60]!r})"
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -118,15 +140,11 @@ def _load(text: str) -> Any:
 def _first_problem(model: type[BaseModel], error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])  # a typo, most likely
-    spot = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _keys(model, first["loc"][:-1])
-        return f"{spot}: unknown key; {did_you_mean(str(first['loc'][-1]), known) if known else 'drop it'}"
-    if first["type"] == "missing":
-        return f"{spot}: missing; give it a value"
-    if first["type"] == "value_error":
-        return f"{spot}: {first['ctx']['error']}".removeprefix(": ")
-    return f"{spot}: {first['msg']} (got {str(first['input'])[:60]!r})"
+        mend = did_you_mean(str(first["loc"][-1]), known) if known else "drop it"
+        return f"{spot(first)}: unknown key; {mend}"
+    return f"{spot(first)}: {said(first)}".removeprefix(": ")
 
 
 def _keys(model: type[BaseModel], spot: tuple[int | str, ...]) -> list[str]:

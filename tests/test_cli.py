@@ -190,11 +190,30 @@ def test_a_public_trace_is_imported(suite: Suite):
         {"timestamp": 3000, "input_length": 600, "output_length": 9, "hash_ids": [0, 2]},
     ]
     Path("public.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = suite("workload", "import", "mooncake", "public.jsonl", "-o", "ours.jsonl", "--set", "clients=2")
+    given = ("--set", "shape.assign.clients=2")
+    done = suite("workload", "import", "mooncake", "public.jsonl", "-o", "ours.jsonl", *given)
     assert done.code == 0, done.err
     imported = trace.read(Path("ours.jsonl"))
     assert [request.prompt_tokens for request in imported.requests] == [700, 600]
-    assert imported.header.choices["clients"] == 2
+    assert imported.header.choices["shape"][0]["parameters"]["clients"] == 2
+
+
+def test_an_import_says_what_became_of_the_rows(suite: Suite):
+    rows = ["2023-11-16 18:15:46.68,374,44", "2023-11-16 18:15:50.99,0,109"]
+    Path("azure.csv").write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    done = suite("workload", "import", "azure", "azure.csv", "-o", "ours.jsonl")
+    assert done.out.splitlines()[1:] == ["counts: 1 rows without tokens"]
+
+
+def test_a_finished_trace_is_shaped_in_every_command(suite: Suite):
+    assert suite("workload", "generate", "tiny.yaml", "-o", "a.jsonl").code == 0
+    done = suite("workload", "generate", "a.jsonl", "-o", "b.jsonl", "--set", "shape.stretch=3")
+    assert done.code == 0, done.err
+    fast, slow = (trace.read(Path(name)).requests[-1].arrival for name in ("a.jsonl", "b.jsonl"))
+    assert slow == pytest.approx(3 * fast)
+    done = suite("run", "-w", "a.jsonl", "-s", "fcfs", "--set", "workload.shape.stretch=[1,4]", "--dry-run")
+    assert done.code == 0, done.err
+    assert "2 cells, 2 to run" in done.out
 
 
 def test_lists_name_what_there_is(suite: Suite):
@@ -221,7 +240,7 @@ def test_lists_name_what_there_is(suite: Suite):
         ["verify", "compare"],
         ["bench", "simulator"],
     ]
-    + [["workload", name] for name in ("generate", "describe", "import", "list")],
+    + [["workload", name] for name in ("generate", "describe", "import", "export", "fetch", "list")],
 )
 def test_help_teaches_by_example(command: list[str], suite: Suite):
     done = suite(*command, "--help")
@@ -262,6 +281,11 @@ def test_the_installed_script_starts_without_the_heavy_libraries():
         ("workload generate tiny.yaml -o tiny.csv", "tiny.csv: a trace file ends in"),
         ("workload describe wrong.jsonl", "wrong.jsonl:3: output_tokens: "),
         ("workload import mooncak x.jsonl -o x.parquet", "did you mean 'mooncake'?"),
+        (
+            "workload generate tiny.yaml -o x.jsonl --set shape.thin.client=1",
+            "shape.thin: unknown key 'client'",
+        ),
+        ("workload fetch mooncake-conv", "'mooncake-conv'; did you mean 'mooncake-conversation'?"),
         ("report .", "experiment.json"),
         ("report . --slo tttf=1", "--slo: tttf: unknown key; did you mean 'ttft'?"),
         ("run e -s vtc --against quickstart", "--against stands in for EXPERIMENT, and needs a scheduler"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from suite import content as contents
 from suite.content import WORDS, Content, replied
 from suite.errors import BadInput
-from suite.trace import Request, Segment
+from suite.trace import Header, Request, Segment, Trace
 
 GOLDEN = "5b8ef9b4ab41"
 """First digits of the SHA-256 of 1,000 tokens: prompts of old traces must never change."""
@@ -111,3 +111,40 @@ def test_replied_names_the_requests_whose_reply_is_needed():
 def test_a_vocabulary_needs_room():
     with pytest.raises(BadInput, match="vocabulary: 3 tokens leave none from 3 on"):
         Content(0, 3)
+
+
+# -- real token ids ----------------------------------------------------------------------------------------
+
+
+def told(**tokens: list[int]) -> Trace:
+    """A trace with these token ids for segments that its two requests share."""
+    prompt = (("a", 2), ("made", 3), ("b", 1))
+    requests = (request(*prompt), request(("b", 2)))
+    ids = {id: np.array(listed, np.int32) for id, listed in tokens.items()}
+    return Trace(Header("t", 5, "hand"), requests, ids)
+
+
+def test_real_token_ids_stand_where_there_are_some_and_made_up_ones_elsewhere():
+    content = Content.of(told(a=[901, 2, 0], b=[7, 8]), 1000)
+    made = Content(5, 1000).segment("made", 3)
+    assert content.prompt(request(("a", 2), ("made", 3), ("b", 1)), {}) == [901, 2, *made, 7]
+    assert content.text(content.segment("a", 1)) == f" {WORDS[901 % len(WORDS)]}"
+    with pytest.raises(ValueError, match="read-only"):
+        content.segment("a", 3)[0] = 1
+
+
+def test_a_real_token_id_beyond_the_vocabulary_is_refused_with_both_numbers():
+    assert Content.of(told(a=[999], b=[0]), 1000).segment("a", 1).tolist() == [999]
+    with pytest.raises(
+        BadInput, match=r"segment 'b': token id 1000 lies beyond .* vocabulary of 1000 tokens"
+    ):
+        Content.of(told(a=[999], b=[0, 1000]), 1000)
+
+
+def test_content_for_some_requests_holds_their_real_token_ids_alone():
+    trace = told(a=[1, 2], b=[3, 4])
+    whole = Content.of(trace, 1000, first=10)
+    part = whole.needed_by(trace.requests[1:])
+    assert list(part.real) == ["b"]
+    assert part.prompt(trace.requests[1], {}) == whole.prompt(trace.requests[1], {}) == [3, 4]
+    assert part.segment("made", 9).tolist() == whole.segment("made", 9).tolist()

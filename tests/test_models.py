@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file
 
-from suite import models
+from suite import hub, models
 from suite.errors import BadInput
 from suite.files import DRAFT
 from suite.models import model
@@ -197,23 +195,27 @@ def test_an_unknown_name_is_told(name: str):
 # -- a name on the hub -----------------------------------------------------------------------------------
 
 
-Hub = Callable[[Callable[[str, str], str] | None], None]
-
-
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """Put a stand-in, or nothing, where huggingface_hub would be."""
-
-    def install(download: Callable[[str, str], str] | None) -> None:
-        module = download and SimpleNamespace(hf_hub_download=download)
-        monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-
-    return install
-
-
-def test_a_name_on_the_hub_is_passed_on(tmp_path: Path, hub: Hub):
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the hub's cache has of a model, with a stand-in for the hub's client in front of it."""
     folder = folder_with(tmp_path / "cache", eos_token_id=999)
-    hub(lambda name, file: str(folder / file) if name == "maker/thing" else pytest.fail(name))
+
+    def download(name: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        assert (name, allow_patterns) == ("maker/thing", ["config.json"])
+        if local_files_only and not folder.is_dir():
+            raise FileNotFoundError("nothing in the cache")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(hub, "commit", lambda name: "0123abc")
+    return folder
+
+
+def offline(*_: str) -> str:
+    raise ConnectionError("Cannot reach the hub.\nTry later. And more")
+
+
+def test_a_name_on_the_hub_is_passed_on(cached: Path):
     found = model("maker/thing")
     assert (found.name, found.path, found.dummy, found.is_local) == (
         "maker/thing",
@@ -224,16 +226,15 @@ def test_a_name_on_the_hub_is_passed_on(tmp_path: Path, hub: Hub):
     assert (found.vocabulary, found.first_token) == (1000, 0)
 
 
-def test_a_hub_out_of_reach_is_one_line(hub: Hub):
-    def offline(*_: str) -> str:
-        raise ConnectionError("Cannot reach the hub.\nTry later. And more")
-
-    hub(offline)
-    with pytest.raises(BadInput, match=r"model 'maker/thing': no folder, and .*: Cannot reach the hub"):
-        model("maker/thing")
+def test_without_a_network_the_cache_will_do(cached: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "commit", offline)
+    assert model("maker/thing").vocabulary == 1000
 
 
-def test_without_the_hubs_package_a_folder_is_asked_for(hub: Hub):
-    hub(None)
-    with pytest.raises(BadInput, match="huggingface-hub is missing; install it, or give a folder"):
+def test_a_hub_out_of_reach_is_one_line(cached: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "commit", offline)
+    shutil.rmtree(cached)
+    with pytest.raises(
+        BadInput, match=r"model 'maker/thing': no folder, and .*: no connection: Cannot reach the hub$"
+    ):
         model("maker/thing")

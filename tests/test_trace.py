@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suite import trace_parquet
 from suite.errors import BadInput
-from suite.trace import Header, Request, Segment, Trace, checked, read, write
+from suite.trace import Header, Request, Segment, Trace, checked, read, stream, write
 
 FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -125,6 +128,119 @@ def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+# -- real token ids ----------------------------------------------------------------------------------------
+
+
+def told(**changes: Any) -> Trace:
+    """Two requests, and real token ids for two of their three segments; `changes` are made to these."""
+    ids = {"text:b": np.arange(5, dtype=np.int32), "text:a": np.array([7, 2**31 - 1, 0], np.int32)} | changes
+    first = Request("r", "c", 0.0, (Segment("text:b", 3), Segment("text:a", 3)), 3)
+    second = Request("s", "c", 1.0, (Segment("text:b", 5), Segment("made", 2)), 1)
+    return Trace(Header("t", 3, "hand"), (first, second), ids)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_real_token_ids_are_read_back_equal(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"t{ending}"
+    write(told(), path)
+    again = read(path)
+    assert again == told()
+    assert again.digest == told().digest
+    assert {id: (tokens.dtype, tokens.tolist()) for id, tokens in again.tokens.items()} == {
+        "text:a": (np.int32, [7, 2**31 - 1, 0]),
+        "text:b": (np.int32, [0, 1, 2, 3, 4]),
+    }
+
+
+def test_real_token_ids_are_part_of_a_trace_and_of_its_digest() -> None:
+    other = told(**{"text:b": np.array([0, 1, 2, 3, 5], np.int32)})
+    assert other != told()
+    assert other.digest != told().digest
+    without = replace(told(), tokens={})
+    assert without != told()
+    assert len({trace.digest for trace in (told(), other, without)}) == 3
+
+
+def test_the_order_in_which_token_ids_were_given_does_not_matter(tmp_path: Path) -> None:
+    turned = replace(told(), tokens=dict(reversed(told().tokens.items())))
+    for name, trace in (("a.parquet", told()), ("b.parquet", turned)):
+        write(trace, tmp_path / name)
+    assert turned.digest == told().digest
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_a_trace_without_real_token_ids_has_no_columns_for_them(tmp_path: Path) -> None:
+    write(chat(), tmp_path / "t.parquet")
+    assert {"segment", "tokens"}.isdisjoint(pq.read_schema(tmp_path / "t.parquet").names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"text:b": np.arange(4, dtype=np.int32)},
+            "request 2: segment 'text:b' has 5 tokens here, but only 4",
+        ),
+        ({"text:b": np.array([], np.int32)}, "request 1: segment 'text:b' has 3 tokens here, but only 0"),
+        (
+            {"text:c": np.arange(3, dtype=np.int32)},
+            "header: segment 'text:c' has token ids, but stands in no",
+        ),
+        ({"reply:r": np.arange(3, dtype=np.int32)}, "header: segment 'reply:r' is a reply, whose tokens the"),
+        ({"text:a": np.array([1, -1, 2], np.int32)}, "header: segment 'text:a': token ids are whole numbers"),
+        ({"text:a": np.array([1, 2, 3], np.int64)}, "header: segment 'text:a': token ids are whole numbers"),
+        ({"text:a": np.zeros((3, 1), np.int32)}, "header: segment 'text:a': token ids are whole numbers"),
+    ],
+)
+def test_token_ids_that_do_not_fit_the_prompts(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        checked(told(**changes))
+
+
+def spelling(segment: Any = "s", tokens: Any = (1, 2, 3, 4), **more: Any) -> dict[str, Any]:
+    return {"segment": segment, "tokens": tokens, **more}
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "message"),
+    [
+        ([spelling(tokens=[])], 2, "tokens: .*at least 1 item"),
+        ([spelling(tokens=[1, -1])], 2, r"tokens\.1: .*greater than or equal to 0"),
+        ([spelling(tokens=[2**31])], 2, r"tokens\.0: .*less than 2147483648"),
+        ([spelling(tokens=[10**30])], 2, r"tokens\.0: .*less than 2147483648"),
+        ([spelling(tokens=[1.5])], 2, r"tokens\.0: .*valid integer"),
+        ([spelling(tokens=["1"])], 2, r"tokens\.0: .*valid integer"),
+        ([spelling(tokens=[True])], 2, r"tokens\.0: .*valid integer"),
+        ([spelling(tokens=[None])], 2, r"tokens\.0: .*valid integer"),
+        ([spelling(tokens="1 2")], 2, "tokens: .*valid array"),
+        ([spelling(tokens=None)], 2, "tokens: .*valid array"),
+        ([{"segment": "s"}], 2, "tokens: .*required"),
+        ([spelling(segment=7)], 2, "segment: .*valid string"),
+        ([spelling(segment="")], 2, "segment: .*at least 1 character"),
+        ([spelling(colour="red")], 2, "colour: .*nexpected keyword"),
+        ([spelling(), spelling()], 3, "segment 's' stands after 's'; list them by id, each once"),
+        ([spelling("t"), spelling("s")], 3, "segment 's' stands after 't'; list them by id, each once"),
+        ([spelling(tokens=[1, 2, 3])], 3, "segment 's' has 4 tokens here, but only 3 token ids"),
+        ([spelling(), spelling("x")], 1, "segment 'x' has token ids, but stands in no prompt"),
+        ([spelling("reply:a")], 2, "segment 'reply:a' is a reply"),
+    ],
+)
+def test_a_wrong_row_of_token_ids_is_named_by_file_line_and_field(
+    tmp_path: Path, rows: list[Any], line: int, message: str
+) -> None:
+    header, *requests = records()
+    with pytest.raises(BadInput, match=rf"t\.jsonl:{line}: {message}") as caught:
+        read(saved(tmp_path, [header, *rows, *requests]))
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_token_ids_come_before_the_requests(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"t\.jsonl:4: segment 's' stands after a request"):
+        read(saved(tmp_path, [*records(), spelling()]))
+    header, *requests = records()
+    assert read(saved(tmp_path, [header, spelling(), *requests])).tokens["s"].tolist() == [1, 2, 3, 4]
+
+
 # -- wrong content -----------------------------------------------------------------------------------------
 
 reply = [["reply:a", 2]]
@@ -181,7 +297,7 @@ def test_a_reply_may_come_from_further_back(tmp_path: Path) -> None:
     assert len(read(saved(tmp_path, lines)).requests) == 3
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", '{"id": "b"'])
+@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"id": "b"'])
 def test_a_line_that_is_no_request(tmp_path: Path, line: str) -> None:
     with pytest.raises(BadInput, match=r"t\.jsonl:4: "):
         read(saved(tmp_path, [*records(), line]))
@@ -191,6 +307,11 @@ def test_a_line_that_is_no_request(tmp_path: Path, line: str) -> None:
     ("header", "message"),
     [
         ("not json", "the header is not JSON"),
+        ("[" * 100_000, "the header is not JSON: recursion limit exceeded"),
+        (
+            r'{"suite_trace": 1, "name": "t", "seed": 0, "generator": "g", "choices": {"a": "\ud800"}}',
+            "the header is not JSON: .*hex escape",
+        ),
         ("[1]", "not a trace of this suite"),
         ({"name": "t", "seed": 0, "generator": "g"}, "not a trace of this suite.*suite workload import"),
         ({"timestamp": 0, "input_length": 1}, "not a trace of this suite"),
@@ -348,3 +469,126 @@ def test_a_wrong_parquet_file_is_named_by_row(
     write(chat(), path)
     with pytest.raises(BadInput, match=r"t\.parquet ?" + message):
         read(rewritten(path, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: with_column(table, "tokens", [[1, -1, 0], [0, 1, 2, 3, 4], None, None]),
+            ":1: tokens: -1 is no token id",
+        ),
+        (
+            lambda table: with_column(table, "tokens", [[1, 2**31, 0], [0, 1, 2, 3, 4], None, None]),
+            ":1: tokens: 2147483648 is no token id",
+        ),
+        (
+            lambda table: with_column(table, "tokens", [[1, 2, None], [0, 1, 2, 3, 4], None, None]),
+            ":1: tokens: missing",
+        ),
+        (lambda table: with_column(table, "tokens", [[], None, None, None]), ":1: tokens: missing"),
+        (lambda table: table.drop_columns(["tokens"]), ":1: tokens: missing"),
+        (
+            lambda table: with_column(table, "tokens", [[1.5], [1.0], None, None]),
+            ": column 'tokens': is list<.*double>; it must be list<.*int32>",
+        ),
+        (lambda table: table.drop_columns(["segment"]), ":1: segment: a name has from 1"),
+        (
+            lambda table: with_column(table, "segment", ["text:a", "text:a", None, None]),
+            ":2: segment 'text:a' stands after 'text:a'",
+        ),
+        (
+            lambda table: with_column(table, "segment", ["text:a", "", None, None]),
+            ":2: segment: a name has from 1 to 512 characters, this one 0",
+        ),
+        (
+            lambda table: with_column(table, "client", ["c", None, "c", "c"]),
+            ":1: client: stands in a row of token ids; fill `segment` and `tokens` alone",
+        ),
+        (
+            lambda table: with_column(table, "segment", ["text:a", "text:b", None, "text:c"]),
+            ":4: id: stands in a row of token ids",
+        ),
+        (
+            lambda table: pa.concat_tables([table.slice(2), table.slice(0, 2)]),
+            ":3: segment 'text:a' stands after a request",
+        ),
+        (lambda table: table.slice(1), ": the content does not match the header's digest"),
+    ],
+)
+def test_a_wrong_row_of_token_ids_in_parquet(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], message: str
+) -> None:
+    path = tmp_path / "t.parquet"
+    write(told(), path)
+    with pytest.raises(BadInput, match=r"t\.parquet ?" + message):
+        read(rewritten(path, change))
+
+
+def test_token_ids_of_another_width_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    write(told(), path)
+    wide = pa.array([[7, 2**31 - 1, 0], [0, 1, 2, 3, 4], None, None], pa.large_list(pa.uint64()))
+    rewritten(path, lambda table: table.set_column(table.schema.names.index("tokens"), "tokens", wide))
+    assert read(path) == told()
+
+
+# -- streams -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_stream_gives_what_reading_gives(tmp_path: Path, ending: str) -> None:
+    for trace in (chat(), told()):
+        write(trace, tmp_path / f"t{ending}")
+        header, requests = stream(tmp_path / f"t{ending}")
+        assert header == trace.header
+        assert tuple(requests) == trace.requests
+
+
+@pytest.mark.parametrize(
+    ("line", "changed", "given", "message"),
+    [
+        (2, {"output_tokens": 0}, 1, r"t\.jsonl:3: output_tokens"),
+        (2, {"id": "a"}, 1, r"t\.jsonl:3: id 'a' stands twice"),
+        (0, {"misbehaving": ["x"]}, 2, r"t\.jsonl:1: misbehaving: 'x' is no client"),
+        (0, {"digest": "0"}, 2, r"t\.jsonl: the content does not match"),
+    ],
+)
+def test_a_stream_says_what_is_wrong_when_it_comes_to_it(
+    tmp_path: Path, line: int, changed: dict[str, Any], given: int, message: str
+) -> None:
+    lines = records()
+    lines[line] |= changed
+    _, requests = stream(saved(tmp_path, lines))
+    assert [next(requests).id for _ in range(given)] == ["a", "b"][:given]
+    with pytest.raises(BadInput, match=message):
+        next(requests)
+
+
+def test_the_header_of_a_stream_is_read_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"none\.jsonl: no such trace file"):
+        stream(tmp_path / "none.jsonl")
+    with pytest.raises(BadInput, match=r"t\.jsonl:1: the header is not JSON"):
+        stream(saved(tmp_path, ["no"]))
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_a_stream_keeps_little_of_each_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """A long chain of requests with long prompts: what stays of each is its id and its place."""
+    monkeypatch.setattr(trace_parquet, "_BATCH", 64)
+    prompt = tuple(Segment(f"{part:0100}", 1) for part in range(20))
+    chain = tuple(
+        Request(f"{i:08}", "c", float(i), prompt, 1, "s", (f"{i - 1:08}",) if i else ()) for i in range(4000)
+    )
+    write(Trace(Header("t", 0, "hand"), chain), tmp_path / f"t{ending}")
+    _, requests = stream(tmp_path / f"t{ending}")
+    next(requests)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in requests) == len(chain) - 1
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / len(chain) < 800, "a prompt alone has 20 segments of some 200 bytes"

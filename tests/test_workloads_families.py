@@ -1,79 +1,18 @@
-"""The workload families: what their requests share, what they do not, and that nothing else moves them."""
+"""What holds for every synthetic family: the same bytes for a seed, and that nothing else moves a client."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import pytest
+from families import FAMILIES, PLAIN, WITH_PREFIXES, made, of
 
-from suite.trace import REPLY, Request, Segment, Trace, checked
+from suite.errors import BadInput
+from suite.trace import Segment, checked
 from workloads.spec import load
-
-BASE: dict[str, Any] = {"duration": 100, "clients": [{"name": "a", "rate": 3}, {"name": "b", "rate": 1}]}
-
-CHAT: dict[str, Any] = BASE | {
-    "family": "multi_turn_chat",
-    "system_tokens": {"kind": "uniform", "low": 50, "high": 500},
-    "turns": {"kind": "uniform", "low": 1, "high": 5},
-    "user_tokens": {"kind": "lognormal", "mean": 40, "cv": 1},
-    "output_tokens": {"kind": "uniform", "low": 1, "high": 90},
-    "think": {"mean": 4, "cv": 1},
-}
-DOCUMENT: dict[str, Any] = BASE | {
-    "family": "shared_document",
-    "documents": 5,
-    "document_tokens": {"kind": "uniform", "low": 1000, "high": 3000},
-    "question_tokens": 20,
-    "output_tokens": 10,
-}
-MIXED: dict[str, Any] = BASE | {
-    "family": "mixed_prefix",
-    "system_fraction": 0.6,
-    "unique_fraction": 0.2,
-    "heads": 3,
-    "system_tokens": 200,
-    "head_tokens": {"kind": "uniform", "low": 300, "high": 400},
-    "tail_tokens": 30,
-    "unique_tokens": 500,
-    "output_tokens": 10,
-}
-TREE: dict[str, Any] = BASE | {
-    "family": "tree_of_thoughts",
-    "branches": 1,
-    "height": 3,
-    "question_tokens": {"kind": "uniform", "low": 50, "high": 500},
-    "instruction_tokens": {"kind": "uniform", "low": 5, "high": 9},
-    "output_tokens": {"kind": "uniform", "low": 1, "high": 90},
-}
-JUDGE: dict[str, Any] = BASE | {
-    "family": "llm_judge",
-    "dimensions": 1,
-    "article_tokens": {"kind": "uniform", "low": 500, "high": 900},
-    "instruction_tokens": {"kind": "uniform", "low": 5, "high": 9},
-    "output_tokens": {"kind": "uniform", "low": 1, "high": 90},
-}
-FAMILIES = [pytest.param(spec, id=spec["family"]) for spec in (CHAT, DOCUMENT, MIXED, TREE, JUDGE)]
-
-
-def made(spec: Mapping[str, Any], seed: int = 0, **overrides: Any) -> Trace:
-    return load(spec, overrides).generate(seed)
-
-
-def of(trace: Trace, client: str) -> list[Request]:
-    return [request for request in trace.requests if request.client == client]
-
-
-def sessions(trace: Trace) -> list[list[Request]]:
-    found = defaultdict(list)
-    for request in trace.requests:
-        found[request.session].append(request)
-    return list(found.values())
-
-
-# -- what holds for every family ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", FAMILIES)
@@ -109,17 +48,49 @@ def test_more_requests_changes_one_client_only(spec: dict[str, Any]) -> None:
     assert len(of(bad, "b")) == pytest.approx(400, abs=80)
 
 
-@pytest.mark.parametrize("spec", FAMILIES)
+@pytest.mark.parametrize("spec", WITH_PREFIXES)
 def test_longer_prefix_stretches_one_clients_prefixes_only(spec: dict[str, Any]) -> None:
     plain = made(spec)
     bad = made(spec, misbehaviour={"client": "b", "kind": "longer_prefix", "factor": 3})
     assert bad.header.misbehaving == ("b",)
     assert of(bad, "a") == of(plain, "a")
-    prefixes = ("system", "document", "head", "tree", "article")
+    prefixes = ("system", "document", "head", "tree", "article", "example")
     for before, after in zip(of(plain, "b"), of(bad, "b"), strict=True):
         assert after.prompt == tuple(
             Segment(id, tokens * (3 if id.startswith(prefixes) else 1)) for id, tokens in before.prompt
         )
+
+
+def test_what_has_no_prefix_cannot_have_a_longer_one() -> None:
+    with pytest.raises(BadInput, match="plain prompts have no prefix to make longer; take added_prefix"):
+        made(PLAIN, misbehaviour={"client": "b", "kind": "longer_prefix", "factor": 3})
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_a_flood_that_recovers_changes_one_clients_arrivals_only(spec: dict[str, Any]) -> None:
+    flood = {"client": "b", "kind": "recovering_flood", "factor": 5, "until": 100}
+    plain, bad = made(spec, duration=400), made(spec, duration=400, misbehaviour=flood)
+    assert bad.header.misbehaving == ("b",)
+    assert bad.header.choices["client_rates"] == {"a": 3.0, "b": 2.0}
+    assert of(bad, "a") == of(plain, "a")
+    starts = [request.arrival for request in of(bad, "b") if not request.after]
+    calm = [request.arrival for request in of(plain, "b") if not request.after]
+    before, after = (len([time for time in starts if (time < 100) is early]) for early in (True, False))
+    expected = len(calm) / 4
+    assert before == pytest.approx(5 * expected, abs=4 * math.sqrt(5 * expected + 25 * expected / 4))
+    assert after == pytest.approx(3 * expected, abs=4 * math.sqrt(3 * expected + 9 * expected / 4))
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_several_clients_misbehave_each_in_its_way(spec: dict[str, Any]) -> None:
+    one = {"client": "a", "kind": "added_prefix", "tokens": 600}
+    other = {"client": 1, "kind": "more_requests", "factor": 4}
+    both = made(spec, misbehaviour=[one, other])
+    assert both.header.misbehaving == ("a", "b")
+    assert of(both, "a") == of(made(spec, misbehaviour=one), "a")
+    assert of(both, "b") == of(made(spec, misbehaviour=other), "b")
+    with pytest.raises(BadInput, match="'b' stands twice; a client does one thing wrong"):
+        made(spec, misbehaviour=[other, other | {"client": "b"}])
 
 
 @pytest.mark.parametrize("spec", FAMILIES)
@@ -189,91 +160,21 @@ def test_misbehaviour_and_load_bring_users_to_a_closed_loop(spec: dict[str, Any]
     assert users(spec, load=2, misbehaviour=more) == {"a": 12, "b": 12}
 
 
-# -- multi-turn chat ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["agent", "retrieval", "few_shot", "recovering_flood"])
+def test_ready_specs_misbehave_as_they_say(name: str) -> None:
+    trace = load(name).generate(0)
+    assert 600 <= len(trace.requests) <= 4000
+    bad = {"client-2", "client-3"} if name == "recovering_flood" else {"client-0"}
+    assert set(trace.header.misbehaving) == bad
+    sent = Counter(request.client for request in trace.requests)
+    assert min(sent[client] for client in bad) > 2 * max(sent[client] for client in set(sent) - bad)
 
 
-def test_a_turn_carries_the_whole_conversation_and_waits_for_the_reply() -> None:
-    conversations = sessions(made(CHAT))
-    assert {len(turns) for turns in conversations} == {1, 2, 3, 4, 5}
-    for turns in conversations:
-        assert [segment.id.split(":")[0] for segment in turns[0].prompt] == ["system", "user"]
-        assert turns[0].after == ()
-        for before, after in pairwise(turns):
-            reply = Segment(REPLY + before.id, before.output_tokens)
-            assert after.prompt[:-1] == (*before.prompt, reply)
-            assert after.prompt[-1].id == f"user:{after.id}"
-            assert after.after == (before.id,)
-            assert after.arrival == pytest.approx(before.arrival + after.think)
-
-
-def test_turns_without_a_pause_stay_in_order() -> None:
-    """All turns of a session arrive at once, and by id turn 10 would stand before turn 2."""
-    for turns in sessions(made(CHAT, turns=12, think=0)):
-        assert [int(request.id.split("/")[-1]) for request in turns] == list(range(12))
-
-
-def test_chat_keeps_its_request_rate_whatever_the_turns() -> None:
-    for turns in (1, 8):
-        assert len(made(CHAT, turns=turns, duration=400).requests) == pytest.approx(1600, rel=0.15)
-
-
-@pytest.mark.parametrize(("system", "distinct"), [("client", 2), ("shared", 1)])
-def test_the_system_prompt_is_shared_as_declared(system: str, distinct: int) -> None:
-    assert len({request.prompt[0] for request in made(CHAT, system=system).requests}) == distinct
-
-
-def test_think_times_have_the_declared_mean() -> None:
-    thinks = [request.think for request in made(CHAT, duration=1000).requests if request.after]
-    assert sum(thinks) / len(thinks) == pytest.approx(4, rel=0.1)
-
-
-# -- shared document ---------------------------------------------------------------------------------------
-
-
-def test_questions_are_unique_and_documents_are_few_and_of_one_length() -> None:
-    requests = made(DOCUMENT).requests
-    assert len({request.prompt[1].id for request in requests}) == len(requests)
-    documents = {request.prompt[0] for request in requests}
-    assert len({id for id, _ in documents}) == len(documents) == 10
-
-
-def test_common_documents_are_common() -> None:
-    trace = made(DOCUMENT, common_documents=2)
-    asked = [{request.prompt[0] for request in of(trace, client)} for client in "ab"]
-    assert [len(documents) for documents in asked] == [5, 5]
-    assert len(asked[0] & asked[1]) == 2
-
-
-def test_popularity_is_zipf() -> None:
-    trace = made(DOCUMENT, popularity=1, duration=1000)
-    counts = Counter(request.prompt[0].id for request in of(trace, "a"))
-    shares = [counts[f"document:{rank}:a"] / counts.total() for rank in range(5)]
-    whole = sum(1 / rank for rank in range(1, 6))
-    assert shares == pytest.approx([1 / rank / whole for rank in range(1, 6)], abs=0.03)
-
-
-# -- mixed prefix ------------------------------------------------------------------------------------------
-
-
-def test_prefixes_are_mixed_in_the_declared_fractions() -> None:
-    requests = made(MIXED, duration=1000).requests
-    shapes = Counter(tuple(id.split(":")[0] for id, _ in request.prompt) for request in requests)
-    expected = {("unique",): 0.2, ("system", "head", "tail"): 0.48, ("head", "tail"): 0.32}
-    assert {shape: count / len(requests) for shape, count in shapes.items()} == pytest.approx(
-        expected, abs=0.03
-    )
-
-
-def test_heads_are_used_equally_within_a_client_and_never_across() -> None:
-    requests = made(MIXED, duration=1000, unique_fraction=0.0).requests
-    for client in "ab":
-        heads = Counter(request.prompt[-2].id for request in requests if request.client == client)
-        assert set(heads) == {f"head:{number}:{client}" for number in range(3)}
-        assert min(heads.values()) / heads.total() == pytest.approx(1 / 3, abs=0.05)
-
-
-@pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (1.0, None)])
-def test_fractions_of_none_and_all_are_exact(fraction: float, count: int | None) -> None:
-    requests = made(MIXED, unique_fraction=fraction).requests
-    unique = sum(len(request.prompt) == 1 for request in requests)
-    assert unique == (len(requests) if count is None else count)
+def test_of_two_floods_one_recovers_midway() -> None:
+    trace = load("recovering_flood").generate(0)
+    halves = [
+        Counter(one.client for one in trace.requests if (one.arrival < 90) is early)
+        for early in (True, False)
+    ]
+    assert halves[0]["client-2"] > 3 * halves[1]["client-2"]
+    assert halves[1]["client-3"] > 3 * halves[1]["client-2"]

@@ -7,14 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from suite.trace import Segment
-from workloads.arrivals import Arrivals, ClosedLoop, Constant, Gamma, OnOff, Poisson, Ramp, Steps, Think
-from workloads.clients import AddedPrefix, Clients, Counted, Excess, Named, resolve, zipf
+from workloads.arrivals import (
+    Arrivals,
+    ClosedLoop,
+    Constant,
+    Gamma,
+    OnOff,
+    Phase,
+    Phases,
+    Poisson,
+    Ramp,
+    Steps,
+    Think,
+)
+from workloads.clients import Client, Clients, Counted, Named, resolve, zipf
 from workloads.lengths import Lengths
+from workloads.misbehaviour import AddedPrefix, Excess, RecoveringFlood, Wrong, misbehaving
 from workloads.streams import stream
 
 arrivals = TypeAdapter[Any](Arrivals)
@@ -45,6 +58,10 @@ OPEN = [
     Ramp(start=2, end=2),
     Steps(rates=(5, 1)),
     Steps(rates=(0, 1, 0, 3), cv=2),
+    Phases(
+        phases=(Phase(seconds=70, rate=2, arrivals=Gamma(cv=0.5)), Phase(seconds=130, arrivals=Constant()))
+    ),
+    Phases(phases=(Phase(seconds=3000, rate=0), Phase(seconds=9000, arrivals=OnOff(busy=3, silent=7)))),
 ]
 
 
@@ -115,6 +132,40 @@ def test_steps_keep_each_rate_for_an_equal_part(rates: list[int], part: float) -
     assert np.count_nonzero(times < part * 100) == pytest.approx(300 * (shares @ within), abs=1.001)
 
 
+@settings(max_examples=50)
+@given(
+    phases=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 5)), min_size=1, max_size=4),
+    duration=st.integers(40, 150),
+    part=st.floats(0, 1),
+)
+def test_phases_follow_one_another_and_begin_again(
+    phases: list[tuple[int, int]], duration: int, part: float
+) -> None:
+    course = [rate for seconds, rate in phases for _ in range(seconds)]
+    assume(any(course[:duration]))
+    rates = np.resize(course, duration)
+    process = Phases(phases=tuple(Phase(seconds=s, rate=r, arrivals=Constant()) for s, r in phases))
+    times = np.array(list(process.times(3.0, float(duration), stream(0, "x"))))
+    done = np.interp(part * duration, np.arange(duration + 1), [0, *np.cumsum(rates)]) / rates.sum()
+    begun = 1 + sum(len(phases) for _ in range(0, duration, len(course)))  # each is off by less than one
+    assert np.count_nonzero(times < part * duration) == pytest.approx(3 * duration * done, abs=begun)
+
+
+def test_a_phase_has_its_own_process_from_its_own_beginning() -> None:
+    bursts = OnOff(busy=5, silent=5, cv=0)
+    process = Phases(phases=(Phase(seconds=13, rate=2), Phase(seconds=27, arrivals=bursts)))
+    times = np.array(list(process.times(50.0, 80.0, stream(0, "x"))))
+    within = times % 40
+    silent = (within >= 18) & (within < 23) | (within >= 28) & (within < 33) | (within >= 38)
+    assert not silent.any()
+    assert np.count_nonzero(within < 13) == pytest.approx(4000 * 26 / 53, abs=4 * math.sqrt(4000 * 26 / 53))
+
+
+def test_a_time_without_any_rate_is_without_arrivals() -> None:
+    process = Phases(phases=(Phase(seconds=10, rate=0), Phase(seconds=10)))
+    assert list(process.times(1.0, 10.0, stream(0, "x"))) == []
+
+
 def test_a_closed_loop_chains_each_users_units() -> None:
     loop = ClosedLoop(concurrency=6, think=Think(mean=2.0))
     starts = loop.starts(rate=0.5, share=0.5, duration=20.0, rng=stream(0, "x"))
@@ -147,6 +198,11 @@ def test_think_times_have_mean_and_cv() -> None:
         {"kind": "steps", "rates": []},
         {"kind": "steps", "rates": [0, 0]},
         {"kind": "steps", "rates": [1, -1]},
+        {"kind": "phases", "phases": []},
+        {"kind": "phases", "phases": [{"seconds": 5, "rate": 0}]},
+        {"kind": "phases", "phases": [{"seconds": 0}]},
+        {"kind": "phases", "phases": [{"rate": 1}]},
+        {"kind": "phases", "phases": [{"seconds": 5, "arrivals": {"kind": "closed_loop", "concurrency": 1}}]},
         {"kind": "closed_loop", "concurrency": 0},
         {"kind": "poisson", "cv": 2},
         {"kind": "uniform"},
@@ -241,9 +297,14 @@ def test_lengths_that_make_no_sense_are_refused(wrong: Any) -> None:
 # -- clients -----------------------------------------------------------------------------------------------
 
 
-def rates(spec: Any, rate: float | None, how: Excess | None = None) -> dict[str, float]:
-    resolved = resolve(clients.validate_python(spec), rate, Poisson(), how)
+def rates(spec: Any, rate: float | None) -> dict[str, float]:
+    resolved = resolve(clients.validate_python(spec), rate, Poisson())
     return {client.name: client.rate for client in resolved}
+
+
+def worse(*does: Wrong) -> tuple[Client, ...]:
+    """Three clients of one request/s each, some of them misbehaving for 100 s."""
+    return misbehaving(resolve(Counted(count=3), 3.0, Poisson()), does, 100.0)
 
 
 def test_a_skew_divides_the_rate() -> None:
@@ -263,29 +324,54 @@ def test_zipf_chances() -> None:
 
 
 def test_misbehaviour_is_one_clients() -> None:
-    more = Excess(client=1, kind="more_requests", factor=4)
-    assert rates(3, 3.0, more) == {"client-0": 1.0, "client-1": 4.0, "client-2": 1.0}
-    longer = Excess(client="client-2", kind="longer_prefix", factor=2.5)
-    resolved = resolve(Counted(count=3), 3.0, Poisson(), longer)
-    assert [client.prefix(100) for client in resolved] == [100, 100, 250]
-    assert resolved[2].prefix(9_000_000) == 10_000_000
-    assert [client.misbehaves for client in resolved] == [False, False, True]
-    assert {client.rate for client in resolved} == {1.0}
-    added = AddedPrefix(client=1, tokens=600)
-    resolved = resolve(Counted(count=3), 3.0, Poisson(), added)
-    assert [client.added for client in resolved] == [(), (Segment("added:client-1", 600),), ()]
-    assert [client.misbehaves for client in resolved] == [False, True, False]
-    bigger = Excess(client=0, kind="bigger_program", factor=2.5)
-    resolved = resolve(Counted(count=3), 3.0, Poisson(), bigger)
-    assert [client.program(3) for client in resolved] == [8, 3, 3]
-    assert [(client.rate, client.misbehaves) for client in resolved] == [
+    more = worse(Excess(client=1, kind="more_requests", factor=4))
+    assert [client.rate for client in more] == [1.0, 4.0, 1.0]
+    longer = worse(Excess(client="client-2", kind="longer_prefix", factor=2.5))
+    assert [client.prefix(100) for client in longer] == [100, 100, 250]
+    assert longer[2].prefix(9_000_000) == 10_000_000
+    assert [client.misbehaves for client in longer] == [False, False, True]
+    assert {client.rate for client in longer} == {1.0}
+    added = worse(AddedPrefix(client=1, tokens=600))
+    assert [client.added for client in added] == [(), (Segment("added:client-1", 600),), ()]
+    assert [client.misbehaves for client in added] == [False, True, False]
+    bigger = worse(Excess(client=0, kind="bigger_program", factor=2.5))
+    assert [client.program(3) for client in bigger] == [8, 3, 3]
+    assert [(client.rate, client.misbehaves) for client in bigger] == [
         (1.0, True), (1.0, False), (1.0, False)
     ]  # fmt: skip
 
 
+def test_a_recovering_flood_has_the_mean_rate_of_its_course() -> None:
+    flood = worse(RecoveringFlood(client=2, factor=7, until=25))
+    assert [client.rate for client in flood] == [1.0, 1.0, (7 * 25 + 75) / 100]
+    calm = Phase(seconds=75, rate=1, arrivals=Poisson())
+    assert flood[2].arrivals == Phases(phases=(Phase(seconds=25, rate=7, arrivals=Poisson()), calm))
+
+
+def test_several_may_misbehave_each_once() -> None:
+    both = worse(AddedPrefix(client=1, tokens=600), Excess(client=0, kind="more_requests", factor=4))
+    assert [(client.rate, client.misbehaves) for client in both] == [(4.0, True), (1.0, True), (1.0, False)]
+    with pytest.raises(ValueError, match="'client-1' stands twice"):
+        worse(AddedPrefix(client=1, tokens=6), Excess(client="client-1", kind="more_requests", factor=4))
+
+
+@pytest.mark.parametrize("process", [Phases(phases=(Phase(seconds=5),)), ClosedLoop(concurrency=3)])
+def test_a_flood_goes_with_open_processes_of_one_phase(process: Any) -> None:
+    resolved = resolve(Counted(count=3), 3.0, process)
+    with pytest.raises(
+        ValueError, match=f"does not go with arrivals of kind {process.kind}; write the flood"
+    ):
+        misbehaving(resolved, [RecoveringFlood(client=2, factor=7, until=25)], 100.0)
+
+
+def test_a_flood_recovers_before_the_end() -> None:
+    with pytest.raises(ValueError, match="until: 100 s is not before the end at 100 s"):
+        worse(RecoveringFlood(client=2, factor=7, until=100))
+
+
 def test_a_named_clients_process_replaces_the_common_one() -> None:
     named = [Named(name="a", arrivals=Constant()), Named(name="b")]
-    assert [type(client.arrivals) for client in resolve(named, 1.0, Poisson(), None)] == [Constant, Poisson]
+    assert [type(client.arrivals) for client in resolve(named, 1.0, Poisson())] == [Constant, Poisson]
 
 
 @pytest.mark.parametrize(
@@ -306,4 +392,4 @@ def test_contradictory_clients_are_refused(spec: Any, rate: float | None, messag
 )
 def test_a_misbehaving_client_must_exist(client: int | str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rates(3, 3.0, Excess(client=client, kind="more_requests", factor=2))
+        worse(Excess(client=client, kind="more_requests", factor=2))

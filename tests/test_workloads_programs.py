@@ -8,12 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from suite.errors import BadInput
 from suite.trace import REPLY, Request, Segment, Trace
-from workloads.describe import describe
-from workloads.sharegpt import Turn, conversations
+from workloads.llmservingsim import Turn, conversations
 from workloads.spec import load
 
 TWO: dict[str, Any] = {
@@ -28,6 +28,13 @@ CHAT: dict[str, Any] = TWO | {
     "family": "multi_turn_chat", "system_tokens": 9, "turns": 3, "user_tokens": 5, "think": 1,
 }  # fmt: skip
 del CHAT["instruction_tokens"]
+
+
+AGENT: dict[str, Any] = TWO | {
+    "family": "agent", "system_tokens": 900, "task_tokens": 60, "steps": 4, "call_tokens": 40, "delay": 2,
+    "observation_tokens": 150, "answer_tokens": 200,
+}  # fmt: skip
+del AGENT["instruction_tokens"], AGENT["output_tokens"]
 
 
 def bigger(factor: float) -> dict[str, Any]:
@@ -107,8 +114,8 @@ def test_dimensions_are_judged_at_once_and_the_verdict_waits_for_all(dimensions:
 
 @pytest.mark.parametrize(
     ("spec", "factor", "usual", "large"),
-    [(TREE, 2, 30, 340), (JUDGE, 8, 3, 17), (CHAT, 4, 3, 12)],
-    ids=["tree", "judge", "chat"],
+    [(TREE, 2, 30, 340), (JUDGE, 8, 3, 17), (CHAT, 4, 3, 12), (AGENT, 3, 5, 13)],
+    ids=["tree", "judge", "chat", "agent"],
 )
 def test_a_bigger_program_begins_as_often(
     spec: dict[str, Any], factor: float, usual: int, large: int
@@ -123,7 +130,21 @@ def test_a_bigger_program_begins_as_often(
     assert bad.header.choices["client_rates"] == {"a": pytest.approx(3 * large / usual), "b": 3.0}
 
 
-@pytest.mark.parametrize(("spec", "factor"), [("document", 3.0), ("tree_of_thoughts", 1.1)])
+@pytest.mark.parametrize(
+    ("spec", "how"),
+    [
+        ("tree_of_thoughts", {"client": 0, "kind": "longer_prefix", "factor": 10}),
+        ("llm_judge", {"client": 0, "kind": "added_prefix", "tokens": 600}),
+        ("long_document_qa", {"client": 0, "kind": "longer_prefix", "factor": 2}),
+    ],
+)
+def test_the_papers_second_misbehaviour_is_a_spec_of_its_own(spec: str, how: dict[str, Any]) -> None:
+    assert load(f"{spec}_long").generate(0).requests == load(spec, {"misbehaviour": how}).generate(0).requests
+
+
+@pytest.mark.parametrize(
+    ("spec", "factor"), [("document", 3.0), ("few_shot", 3.0), ("tree_of_thoughts", 1.1)]
+)
 def test_a_program_that_cannot_grow_is_refused(spec: str, factor: float) -> None:
     message = f"misbehaviour: bigger_program by {factor:g} makes no session of this workload bigger"
     with pytest.raises(BadInput, match=message):
@@ -137,7 +158,9 @@ def test_a_tree_that_could_not_be_held_is_refused_before_it_is_made() -> None:
 
 def test_gaps_are_between_beginnings_of_programs() -> None:
     trace = made(JUDGE, dimensions=1, duration=800, arrivals={"kind": "gamma", "cv": 0.5})
-    assert [client.cv for client in describe(trace).clients] == pytest.approx([0.5] * 2, rel=0.1)
+    for client in trace.clients:
+        gaps = np.diff([judgement[0].arrival for judgement in programs(trace, client)])
+        assert gaps.std() / gaps.mean() == pytest.approx(0.5, rel=0.1)
 
 
 # -- recorded conversations --------------------------------------------------------------------------------
@@ -154,7 +177,7 @@ def saved(folder: Path, rows: list[tuple[list[int], int]] = ROWS) -> Path:
 
 
 def talks(path: Path | str, **overrides: Any) -> Trace:
-    spec = {"family": "sharegpt", "file": str(path), "duration": 60, "think": 2, "rate": 4, "clients": 2}
+    spec = {"family": "llmservingsim", "file": str(path), "duration": 60, "think": 2, "rate": 4, "clients": 2}
     return load(spec, overrides).generate(0)
 
 
@@ -209,10 +232,10 @@ def test_a_longer_prefix_is_a_longer_first_prompt(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "talks.jsonl: holds no rows"),
-        ("{}\n", "talks.jsonl:1: input_tok_ids: field required"),
+        ("{}\n", "talks.jsonl:1: input_tok_ids: missing"),
         ('{"input_tok_ids": [], "output_toks": 1}\n', "talks.jsonl:1: input_tok_ids: list should have at"),
         ('{"input_tok_ids": [1], "output_toks": 0}\n', "talks.jsonl:1: output_toks: input should be greater"),
-        ('{"input_tok_ids": [1], "output_toks": 1}\nno\n', "talks.jsonl:2: row: invalid json"),
+        ('{"input_tok_ids": [1], "output_toks": 1}\nno\n', "talks.jsonl:2: row: invalid JSON"),
     ],
 )
 def test_what_is_wrong_in_a_recording_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -12,6 +12,8 @@ import pytest
 
 from suite import trace
 from suite.errors import BadInput
+from workloads.finished import Finished
+from workloads.listing import family_entries, ready_entries
 from workloads.spec import families, load, ready
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -123,6 +125,32 @@ def test_a_finished_trace_comes_as_it_is(tmp_path: Path, ending: str) -> None:
     workload = load(tmp_path / f"done{ending}")
     assert workload.name == "done"
     assert workload.generate(5).digest == made.digest
+    spec = {"family": "finished", "file": str(tmp_path / f"done{ending}")}
+    assert load(spec).generate(5).digest == made.digest
+
+
+def test_a_shaped_trace_keeps_its_name_and_seed(tmp_path: Path) -> None:
+    """The seed of the header is that of its made-up tokens; the seed of the shaping is in its record."""
+    path = tmp_path / "done.jsonl"
+    trace.write(load(SMALL).generate(4), path)
+    made = load(path, {"shape.thin.sessions": 0.5}).generate(9)
+    assert (made.header.name, made.header.seed, made.header.choices["shape"][0]["seed"]) == ("small", 4, 9)
+    assert made.header.choices["documents"] == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "fixed"),
+    [(None, True), ({"stretch": 2}, True), ({"thin": {"sessions": 0.5}}, False)],
+)
+def test_a_finished_trace_knows_whether_seeds_matter(
+    tmp_path: Path, shape: dict[str, Any] | None, fixed: bool
+) -> None:
+    path = tmp_path / "done.jsonl"
+    trace.write(load(SMALL).generate(0), path)
+    workload = load(path, {"shape": shape})
+    assert isinstance(workload, Finished)
+    assert workload.fixed is fixed
+    assert (workload.generate(1).digest == workload.generate(2).digest) is fixed
 
 
 def test_a_family_by_path_needs_no_other_edit(tmp_path: Path) -> None:
@@ -139,6 +167,20 @@ def test_a_family_by_path_needs_no_other_edit(tmp_path: Path) -> None:
     closed = load(spec | {"arrivals": {"kind": "closed_loop", "concurrency": 2, "think": 4}}).generate(0)
     second = next(request for request in closed.requests if request.id == "client-0/1/ask")
     assert (second.after, second.think) == (("client-0/0/judge",), 4.0)
+
+
+def test_the_listing_says_of_each_what_it_is_and_where_it_comes_from() -> None:
+    specs, known = ready_entries(), family_entries()
+    assert sorted(entry.name for entry in specs) == ready()
+    assert sorted(entry.name for entry in known) == sorted(families())
+    assert all(len(entry.what) > 20 and "\n" not in entry.what for entry in [*specs, *known])
+    kinds = {entry.name: (entry.kind, entry.licence) for entry in [*specs, *known]}
+    assert kinds["chat"] == kinds["multi_turn_chat"] == ("synthetic", "")
+    assert kinds["mooncake"] == ("recorded", "Apache-2.0")
+    assert kinds["finished"] == ("recorded", "")
+    assert kinds["wildchat"][0] == "hub"
+    what = next(entry.what for entry in specs if entry.name == "mooncake")
+    assert what.startswith("The conversation trace of Mooncake (FAST'25 release): 12,031 requests in")
 
 
 # -- errors ------------------------------------------------------------------------------------------------
@@ -185,8 +227,8 @@ def problem(source: Any, overrides: dict[str, Any] | None = None, seed: int = 0)
         ({"misbehaviour.tokens": 9}, "chat: misbehaviour: unknown key 'tokens'"),
         ({"misbehaviour": {"client": 0, "kind": "added_prefix"}}, "chat: misbehaviour.tokens: missing"),
         ({"family": "multi_turn"}, "chat: family: no family 'multi_turn'; did you mean 'multi_turn_chat'?"),
-        ({"family": "describe"}, "chat: family: no family 'describe'; known: llm_judge, mixed_prefix"),
-        ({"family": None}, "chat: family: give one of llm_judge, mixed_prefix, mooncake"),
+        ({"family": "describe"}, "chat: family: no family 'describe'; known: agent, azure, "),
+        ({"family": None}, "chat: family: give one of agent, azure, "),
         ({"family": "nope.py"}, "chat: family: no such file: nope.py"),
         ({"user_tokens": 10**12}, "chat: user_tokens: input should be less than or equal to 10000000"),
         ({"clients": 10**12}, "chat: clients: input should be less than or equal to 100000 (got"),
@@ -233,10 +275,12 @@ def test_files_that_hold_no_spec(tmp_path: Path) -> None:
     assert problem(path).startswith(f"{path}: family: give one of")
 
 
-def test_a_finished_trace_takes_no_parameters(tmp_path: Path) -> None:
+def test_a_finished_trace_takes_a_shape_and_no_parameters(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     trace.write(load(SMALL).generate(0), path)
-    assert problem(path, {"load": 2}) == f"{path}: a finished trace takes no parameters, not 'load'"
+    expected = f"{path}: unknown key 'load'; known: family, file, name, shape"
+    assert problem(path, {"load": 2}) == expected
+    assert problem(path, {"shape.stretch": -2}).startswith(f"{path}: shape.stretch: input should be greater")
 
 
 def test_family_files_that_do_not_work(tmp_path: Path) -> None:

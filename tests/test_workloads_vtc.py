@@ -10,7 +10,6 @@ import pytest
 
 from suite.errors import BadInput
 from suite.trace import Trace
-from workloads.describe import describe
 from workloads.spec import load
 from workloads.vtc_trace import published
 
@@ -55,14 +54,16 @@ def test_rows_become_requests(tmp_path: Path) -> None:
 
 def test_equal_prompts_of_a_client_share_nothing_and_the_header_says_so(tmp_path: Path) -> None:
     trace = imported(saved(tmp_path))
-    assert describe(trace).total.hit_ratio == 0
+    assert len({request.prompt[0].id for request in trace.requests}) == len(trace.requests)
     assert trace.header.choices["prefix_rule"] == "each prompt is a segment of its own; nothing is shared"
     assert len(trace.header.choices["file_sha256"]) == 64
 
 
-def test_stretch_and_limit(tmp_path: Path) -> None:
-    requests = imported(saved(tmp_path), stretch=8, limit=2).requests
-    assert [request.arrival for request in requests] == [0, 2]
+def test_a_limit_keeps_the_first_rows(tmp_path: Path) -> None:
+    requests = imported(saved(tmp_path), limit=2).requests
+    assert [request.arrival for request in requests] == [0, 0.25]
+    requests = imported(results(tmp_path, response(), response(req_time=2)), limit=1).requests
+    assert [request.arrival for request in requests] == [1.5]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_stretch_and_limit(tmp_path: Path) -> None:
         ("0.1,,36,137", "client: .*at least 1 character"),
         ("0.1,2,0,137", "input_tokens: .*greater than or equal to 1"),
         ("0.1,2,36,1.5", "output_tokens: .*integer"),
+        ("0.1,2,36,10000001", "output_tokens: .*less than or equal to 10000000"),
     ],
 )
 def test_a_wrong_row_is_told_by_line_and_field(tmp_path: Path, row: str, message: str) -> None:
@@ -122,6 +124,11 @@ def test_a_result_file_gives_what_was_asked_also_of_aborted_requests(tmp_path: P
             "result.responses.0.prompt_len: .*1.*got '0'",
         ),
         (lambda folder: results(folder, response(surprise=1)), "result.responses.0.surprise: unexpected"),
+        (
+            lambda folder: results(folder, response(adapter_dir="rank-")),
+            "responses.0.adapter_dir: .*match pattern",
+        ),
+        (lambda folder: results(folder, response(adapter_dir="x" * 600)), "adapter_dir: .*at most 512"),
         (lambda folder: results(folder, response(), duration=0), "config.duration: .*greater than 0"),
     ],
 )
@@ -133,7 +140,7 @@ def test_a_wrong_result_file_is_told_by_field(tmp_path: Path, path: Any, message
 def test_a_result_file_that_is_no_json(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     path.write_text("nothing of the kind")
-    with pytest.raises(BadInput, match=r"results\.jsonl: file: invalid json"):
+    with pytest.raises(BadInput, match=r"results\.jsonl: row: invalid JSON"):
         published(path)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -164,6 +165,47 @@ class Steps(_Open):
             yield min(float(np.interp(even / duration, done, edges)), math.nextafter(duration, 0))
 
 
+class Phase(Part):
+    """`seconds` of one process. Its `rate` is relative to those of the other phases; 0 is silence."""
+
+    seconds: Annotated[Positive, Field(ge=1e-3)]
+    rate: NonNegative = 1.0
+    arrivals: Annotated[Constant | Poisson | Gamma | OnOff | Ramp | Steps, *ByKind] = Poisson()
+
+
+class Phases(_Open):
+    """One process after another, each from its own beginning; after the last phase the first comes again.
+
+    The rates are relative to one another, as the mean stays. A phase that the end of the duration cuts short
+    is as one of that length.
+    """
+
+    kind: Literal["phases"] = "phases"
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _some_rate(self) -> Self:
+        if not any(phase.rate for phase in self.phases):
+            raise ValueError("the rates of all phases are 0; make one of them positive")
+        return self
+
+    def times(self, rate: float, duration: float, rng: Generator) -> Iterator[float]:
+        units = math.fsum(phase.rate * seconds for _, seconds, phase in self._spans(duration))
+        for start, seconds, phase in self._spans(duration):
+            if phase.rate:
+                own = rate * duration * phase.rate / units
+                yield from (start + time for time in phase.arrivals.times(own, seconds, rng))
+
+    def _spans(self, duration: float) -> Iterator[tuple[float, float, Phase]]:
+        """Beginning, length and phase, until the duration is over."""
+        start = 0.0
+        for phase in cycle(self.phases):
+            yield start, min(phase.seconds, duration - start), phase
+            start += phase.seconds
+            if start >= duration:
+                return
+
+
 class Think(Part):
     """Seconds between a reply and the next message: Gamma with `mean` and `cv` (0: always the mean)."""
 
@@ -206,5 +248,5 @@ class ClosedLoop(Part):
         return [Start(0.0)] * users + chained
 
 
-Arrivals = Annotated[Constant | Poisson | Gamma | OnOff | Ramp | Steps | ClosedLoop, *ByKind]
+Arrivals = Annotated[Constant | Poisson | Gamma | OnOff | Ramp | Steps | Phases | ClosedLoop, *ByKind]
 """Any of the processes, told apart by `kind`."""

@@ -1,20 +1,20 @@
-"""Clients: how many, how the rate is divided among them, and which one misbehaves and how."""
+"""Clients: how many there are, and how the rate is divided among them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import fsum
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from suite.errors import did_you_mean
 from suite.trace import MOST_TOKENS, Segment
 from workloads.arrivals import Arrivals
 from workloads.lengths import Lengths
-from workloads.part import ByKind, Clientele, Count, Name, NonNegative, Part, Positive, Weight
+from workloads.part import Clientele, Name, NonNegative, Part, Positive, Weight
 from workloads.streams import stream
 
 
@@ -23,6 +23,10 @@ def zipf(ranks: int, exponent: float) -> np.ndarray:
     weights = np.arange(1, ranks + 1) ** -float(exponent)
     chances: np.ndarray = weights / weights.sum()
     return chances
+
+
+Whose = Literal["client", "shared"]
+"""Whose a prefix is: each client's own, or one shared by all."""
 
 
 def numbered(count: int) -> list[str]:
@@ -77,36 +81,6 @@ Clients = Annotated[
 """A count, a count with a skew, or a list of named clients."""
 
 
-class Misbehaving(Part):
-    """The client that does something wrong: by name, or by place in the list from 0."""
-
-    client: Annotated[int, Field(ge=0, strict=True)] | Name
-
-
-class Excess(Misbehaving):
-    """Too much of something (the DLPM paper's Table 3).
-
-    `more_requests`: it sends `factor` times the requests it would. `bigger_program`: it begins no more
-    sessions, but each is `factor` times as large in what makes it large (turns of a chat, branches of a tree,
-    dimensions of a judgement). `longer_prefix`: its system prompts, documents, heads, questions of trees and
-    articles are `factor` times as long.
-    """
-
-    kind: Literal["more_requests", "bigger_program", "longer_prefix"]
-    factor: Annotated[float, Field(ge=1, le=1e6, strict=True)]
-
-
-class AddedPrefix(Misbehaving):
-    """The same `tokens` tokens before each of its prompts (Table 3, LLM judge), so that each has a match."""
-
-    kind: Literal["added_prefix"] = "added_prefix"
-    tokens: Count
-
-
-Misbehaviour = Annotated[Excess | AddedPrefix, *ByKind]
-"""What one client does wrong, told apart by `kind`."""
-
-
 @dataclass(frozen=True)
 class Client:
     """A client as a family sees it, misbehaviour included.
@@ -134,64 +108,32 @@ class Client:
         """The size this client gives to a program of a usual `size`: turns, branches, dimensions."""
         return round(size * self.program_factor)
 
-    def prefix_segment(self, name: str, tokens: Lengths, seed: int) -> Segment:
-        """The prefix `name`: its length is drawn from a stream of that name, so all who share it agree."""
-        return Segment(name, self.prefix(tokens.draw(stream(seed, name))))
+    def prefix_segment(self, name: str, whose: Whose, tokens: Lengths, seed: int) -> Segment:
+        """The prefix `name`, this client's own or the one of all.
+
+        Its length is drawn from a stream of its name, so all who share it agree on it.
+        """
+        id = name if whose == "shared" else f"{name}:{self.name}"
+        return Segment(id, self.prefix(tokens.draw(stream(seed, id))))
 
 
-def resolve(
-    clients: Counted | Sequence[Named],
-    rate: float | None,
-    arrivals: Arrivals,
-    misbehaviour: Excess | AddedPrefix | None,
-) -> tuple[Client, ...]:
+def resolve(clients: Counted | Sequence[Named], rate: float | None, arrivals: Arrivals) -> tuple[Client, ...]:
     """Give every client its own rate and process. Raises `ValueError` where they contradict one another."""
     named = clients.named() if isinstance(clients, Counted) else clients
     twice = [name for name, uses in Counter(client.name for client in named).items() if uses > 1]
     if twice:
         raise ValueError(f"clients: the name {twice[0]!r} stands twice; names must be unique")
     rates = _rates(named, rate)
-    plain = tuple(
-        Client(client.name, own, own / sum(rates), client.weight, client.arrivals or arrivals)
+    return tuple(
+        Client(client.name, own, own / fsum(rates), client.weight, client.arrivals or arrivals)
         for client, own in zip(named, rates, strict=True)
     )
-    return plain if misbehaviour is None else _misbehaving(plain, misbehaviour)
 
 
 def _rates(named: Sequence[Named], rate: float | None) -> list[float]:
-    shares = sum(client.share for client in named if client.rate is None)
+    shares = fsum(client.share for client in named if client.rate is None)
     if rate is None and shares:
         raise ValueError("rate: missing; give the total in requests/s, or every client a rate of its own")
     if rate is not None and not shares:
         raise ValueError("rate: every client has a rate of its own; drop this one, or one of theirs")
     return [client.rate or (rate or 0) * client.share / shares for client in named]
-
-
-def _misbehaving(clients: tuple[Client, ...], how: Excess | AddedPrefix) -> tuple[Client, ...]:
-    bad = clients[_culprit([client.name for client in clients], how)]
-    worse = replace(_worse(bad, how), misbehaves=True)
-    return tuple(worse if client is bad else client for client in clients)
-
-
-def _worse(bad: Client, how: Excess | AddedPrefix) -> Client:
-    match how:
-        case AddedPrefix(tokens=tokens):
-            return replace(bad, added=(Segment(f"added:{bad.name}", tokens),))
-        case Excess(kind="more_requests", factor=factor):
-            return replace(bad, rate=bad.rate * factor, share=bad.share * factor)
-        case Excess(kind="bigger_program", factor=factor):
-            return replace(bad, program_factor=factor)
-        case Excess(factor=factor):
-            return replace(bad, prefix_factor=factor)
-
-
-def _culprit(names: Sequence[str], how: Misbehaving) -> int:
-    if isinstance(how.client, str):
-        if how.client not in names:
-            raise ValueError(
-                f"misbehaviour.client: no client {how.client!r}; {did_you_mean(how.client, names)}"
-            )
-        return names.index(how.client)
-    if how.client >= len(names):
-        raise ValueError(f"misbehaviour.client: {how.client} is not below the {len(names)} clients; from 0")
-    return how.client

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from suite.collector import collector_paused
 from suite.errors import BadInput
 from suite.trace import MOST_SECONDS, Header, Request, Trace, checked
+from suite.validation import at
 from workloads.arrivals import Arrivals, ClosedLoop, Poisson, Start
-from workloads.clients import Client, Clients, Counted, Misbehaviour, resolve
+from workloads.clients import Client, Clients, Counted, resolve
+from workloads.misbehaviour import Misbehaviour, misbehaving, wrongs
 from workloads.part import MOST_REQUESTS, Name, Part, Positive
+from workloads.shape import Shape
 from workloads.streams import stream
 
 
 class Family(Part, ABC):
     """The parameters of one workload; a family adds its own as fields.
 
-    `family` is the module it came from, by name or by path.
+    `family` is the module it came from, by name or by path. `shape` is what is done to the whole trace at
+    the end (`workloads.shape`).
     """
 
     name: Name
     family: str
+    shape: Shape | None = None
 
     @abstractmethod
     def requests(self, seed: int) -> Iterable[Request]:
         """All requests, in any order in which parents come before children."""
 
     def choices(self) -> dict[str, Any]:
-        """What the header records: every parameter, and whatever else was decided rather than measured."""
-        return self.model_dump(mode="json", exclude={"name", "family"})
+        """What the header records: every parameter, and whatever else was decided rather than measured.
+
+        What shaping does, it records itself.
+        """
+        return self.model_dump(mode="json", exclude={"name", "family", "shape"})
+
+    def tokens(self, seed: int) -> Mapping[str, NDArray[np.int32]]:
+        """The real token ids of the segments that have them (see `suite.trace.Trace`)."""
+        return {}
 
     def misbehaving(self) -> tuple[str, ...]:
         """The clients whose latency is reported apart."""
@@ -44,6 +58,15 @@ class Family(Part, ABC):
         """The trace of this workload under `seed`: the same bytes everywhere. Raises `BadInput`."""
         if seed < 0:
             raise BadInput(f"seed: {seed} is negative; seeds are whole numbers from 0")
+        with collector_paused():
+            trace = self.unshaped(seed)
+            if self.shape is None:
+                return trace
+            with at(f"workload {self.name!r}"):
+                return checked(self.shape.applied(trace, seed))
+
+    def unshaped(self, seed: int) -> Trace:
+        """The trace before `shape`, under a seed from 0 on. Raises `BadInput`."""
         place = f"workload {self.name!r}"
         requests = in_order(self.requests(seed))
         if not requests:
@@ -56,7 +79,8 @@ class Family(Part, ABC):
         there = {request.client for request in requests}
         misbehaving = tuple(name for name in self.misbehaving() if name in there)
         header = Header(self.name, seed, Path(self.family).stem, self.choices(), misbehaving)
-        return checked(Trace(header, requests), lambda i: f"{place}, request {i + 1}")
+        trace = Trace(header, requests, self.tokens(seed))
+        return checked(trace, lambda i: f"{place}, request {i + 1}" if i >= 0 else place)
 
 
 def in_order(requests: Iterable[Request]) -> tuple[Request, ...]:
@@ -64,8 +88,10 @@ def in_order(requests: Iterable[Request]) -> tuple[Request, ...]:
     generation: dict[str, int] = {}
     listed = list(requests)
     for request in listed:
-        generation[request.id] = 1 + max((generation.get(parent, 0) for parent in request.after), default=0)
-    return tuple(sorted(listed, key=lambda request: (request.arrival, generation[request.id], request.id)))
+        if request.after:
+            generation[request.id] = 1 + max(generation.get(parent, 0) for parent in request.after)
+    listed.sort(key=lambda request: (request.arrival, generation.get(request.id, 0), request.id))
+    return tuple(listed)
 
 
 class Synthetic(Family):
@@ -100,7 +126,8 @@ class Synthetic(Family):
     @cached_property
     def resolved(self) -> tuple[Client, ...]:
         """The clients with their own rates and processes."""
-        return resolve(self.clients, self.rate, self.arrivals, self.misbehaviour)
+        behaving = resolve(self.clients, self.rate, self.arrivals)
+        return misbehaving(behaving, wrongs(self.misbehaviour), self.duration)
 
     @model_validator(mode="after")
     def _clients_agree(self) -> Self:
@@ -114,12 +141,12 @@ class Synthetic(Family):
 
     @model_validator(mode="after")
     def _programs_grow(self) -> Self:
-        how = self.misbehaviour
-        if how is not None and how.kind == "bigger_program" and self._growth(how.factor) == 1:
-            raise ValueError(
-                f"misbehaviour: bigger_program by {how.factor:g} makes no session of this workload bigger; "
-                f"take a larger factor, or more_requests"
-            )
+        for how in wrongs(self.misbehaviour):
+            if how.kind == "bigger_program" and self._growth(how.factor) == 1:
+                raise ValueError(
+                    f"misbehaviour: bigger_program by {how.factor:g} makes no session of this workload "
+                    f"bigger; take a larger factor, or more_requests"
+                )
         return self
 
     def _growth(self, factor: float) -> float:
@@ -144,7 +171,7 @@ class Synthetic(Family):
         return super().choices() | {"client_rates": rates}
 
     def misbehaving(self) -> tuple[str, ...]:
-        """The one client that `misbehaviour` names, if any."""
+        """The clients that `misbehaviour` names."""
         return tuple(client.name for client in self.resolved if client.misbehaves)
 
     def requests(self, seed: int) -> Iterator[Request]:
@@ -156,23 +183,32 @@ class Synthetic(Family):
         rate = client.rate * self.load / self.requests_per_session()
         rng = stream(seed, "arrivals", client.name)
         starts = client.arrivals.starts(rate, client.share * self.load, self.duration, rng)
-        sent: dict[str, float] = {}
-        ends: list[tuple[str, ...]] = []
-        for start, session in zip(starts, self.sessions(client, seed), strict=False):
-            before = () if start.after is None else ends[start.after]
+        awaited = {start.after for start in starts}
+        ends: dict[int | None, dict[str, float]] = {None: {}}
+        for number, (start, session) in enumerate(zip(starts, self.sessions(client, seed), strict=False)):
+            before = ends[start.after]
+            sent = dict(before)
             for request in session:
-                placed = _placed(request, start, before, sent)
-                sent[request.id] = placed.arrival
-                yield replace(placed, prompt=(*client.added, *placed.prompt), weight=client.weight)
-            ends.append(_last_of(session))
+                placed = _placed(request, client, start, tuple(before), sent)
+                sent[placed.id] = placed.arrival
+                yield placed
+            if number in awaited:
+                ends[number] = {id: sent[id] for id in _last_of(session)}
 
 
-def _placed(request: Request, start: Start, before: tuple[str, ...], sent: Mapping[str, float]) -> Request:
-    """The request at the earliest time at which it can be sent, when every reply takes no time."""
-    if not request.after:
-        request = replace(request, after=before, think=start.think)
-    earliest = [start.time + request.arrival, *(sent[parent] + request.think for parent in request.after)]
-    return replace(request, arrival=round(max(earliest), 6))
+def _placed(
+    request: Request, client: Client, start: Start, before: tuple[str, ...], sent: Mapping[str, float]
+) -> Request:
+    """The client's request at the earliest time at which it can be sent, when every reply takes no time."""
+    after, think = (request.after, request.think) if request.after else (before, start.think)
+    earliest = start.time + request.arrival
+    for parent in after:
+        earliest = max(earliest, sent[parent] + think)
+    prompt = client.added + request.prompt
+    return Request(
+        request.id, client.name, round(earliest, 6), prompt, request.output_tokens, request.session, after,
+        think, client.weight, request.priority,
+    )  # fmt: skip
 
 
 def _last_of(session: Sequence[Request]) -> tuple[str, ...]:

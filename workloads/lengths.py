@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from bisect import bisect_right
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -72,9 +74,13 @@ class LogNormal(_Distribution):
     cv: Annotated[Variation, Field(gt=0)]
 
     def draw(self, rng: Generator) -> int:
+        return max(1, round(min(rng.lognormal(*self._of_logs), MOST_TOKENS)))
+
+    @cached_property
+    def _of_logs(self) -> tuple[float, float]:
+        """Mean and standard deviation of the lengths' logarithms."""
         variance = math.log1p(self.cv**2)
-        drawn = rng.lognormal(math.log(self.mean) - variance / 2, math.sqrt(variance))
-        return max(1, round(min(drawn, MOST_TOKENS)))
+        return math.log(self.mean) - variance / 2, math.sqrt(variance)
 
     def expected(self) -> float:
         return self.mean
@@ -96,13 +102,24 @@ class Empirical(_Distribution):
         return self
 
     def draw(self, rng: Generator) -> int:
-        return int(rng.choice(self.values, p=self._chances()))
+        if self.weights is None:
+            return self.values[rng.integers(len(self.values))]
+        return self.values[bisect_right(self._up_to, rng.random())]
 
     def expected(self) -> float:
-        return float(np.average(self.values, weights=self._chances()))
+        return float(np.average(self.values, weights=None if self.weights is None else self._chances))
 
-    def _chances(self) -> np.ndarray | None:
-        return None if self.weights is None else np.asarray(self.weights) / sum(self.weights)
+    @cached_property
+    def _chances(self) -> np.ndarray:
+        weights = self.weights or (1.0,) * len(self.values)
+        return np.asarray(weights) / math.fsum(weights)
+
+    @cached_property
+    def _up_to(self) -> list[float]:
+        """The chance of each value or one before it."""
+        summed = np.cumsum(self._chances)
+        up_to: list[float] = (summed / summed[-1]).tolist()
+        return up_to
 
 
 def _bare_number(data: Any) -> Any:

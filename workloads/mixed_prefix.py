@@ -38,9 +38,9 @@ class MixedPrefix(Synthetic):
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's requests, each on its own."""
-        system = client.prefix_segment("system", self.system_tokens, seed)
+        system = client.prefix_segment("system", "shared", self.system_tokens, seed)
         heads = [
-            client.prefix_segment(f"head:{number}:{client.name}", self.head_tokens, seed)
+            client.prefix_segment(f"head:{number}", "client", self.head_tokens, seed)
             for number in range(self.heads)
         ]
         rng = stream(seed, "requests", client.name)

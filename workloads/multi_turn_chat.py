@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
-from typing import Literal
 
 from numpy.random import Generator
 
 from suite.trace import REPLY, Request, Segment
 from workloads.arrivals import ThinkTime
-from workloads.clients import Client
+from workloads.clients import Client, Whose
 from workloads.family import Synthetic
 from workloads.lengths import Lengths
 from workloads.streams import stream
@@ -27,7 +26,7 @@ class MultiTurnChat(Synthetic):
     once for each system prompt.
     """
 
-    system: Literal["client", "shared"] = "client"
+    system: Whose = "client"
     system_tokens: Lengths
     turns: Lengths
     user_tokens: Lengths
@@ -40,14 +39,10 @@ class MultiTurnChat(Synthetic):
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's conversations."""
-        system = self._system(client, seed)
+        system = client.prefix_segment("system", self.system, self.system_tokens, seed)
         rng = stream(seed, "conversations", client.name)
         for number in count():
             yield list(self._turns(client, f"{client.name}/{number}", system, rng))
-
-    def _system(self, client: Client, seed: int) -> Segment:
-        name = "system" if self.system == "shared" else f"system:{client.name}"
-        return client.prefix_segment(name, self.system_tokens, seed)
 
     def _turns(self, client: Client, session: str, system: Segment, rng: Generator) -> Iterator[Request]:
         history: tuple[Segment, ...] = (system,)

@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from suite.trace import Request, Segment
-from workloads.clients import Client, zipf
+from workloads.clients import Client, Whose, zipf
 from workloads.family import Synthetic
 from workloads.lengths import Lengths
 from workloads.part import Count, NonNegative
@@ -51,6 +51,5 @@ class SharedDocument(Synthetic):
             yield [Request(id, client.name, 0.0, (document, question), self.output_tokens.draw(rng))]
 
     def _document(self, client: Client, number: int, seed: int) -> Segment:
-        common = number < self.common_documents
-        name = f"document:{number}" if common else f"document:{number}:{client.name}"
-        return client.prefix_segment(name, self.document_tokens, seed)
+        whose: Whose = "shared" if number < self.common_documents else "client"
+        return client.prefix_segment(f"document:{number}", whose, self.document_tokens, seed)

@@ -2,7 +2,8 @@
 
 load("chat").generate(seed=0)
 load("my.yaml", {"load": 2, "document_tokens.mean": 4000}).generate(seed=1)
-load("recorded.jsonl.gz").generate(seed=0)
+load("done.jsonl.gz").generate(seed=0)
+load("done.jsonl.gz", {"shape.stretch": 2}).generate(seed=0)
 """
 
 from __future__ import annotations
@@ -15,60 +16,31 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
 import workloads
-from suite import trace
 from suite.errors import BadInput, did_you_mean
-from suite.trace import Trace
-from suite.validation import read_yaml
+from suite.validation import read_yaml, said
+from workloads import finished
 from workloads.family import Family
 
-_SPECS = Path(__file__).parent / "specs"
-_TRACES = (".jsonl", ".jsonl.gz", ".parquet")
-
-
-class Workload(Protocol):
-    """Something that gives a trace for a seed."""
-
-    @property
-    def name(self) -> str:
-        """What tables and figures call it."""
-
-    def generate(self, seed: int) -> Trace:
-        """The trace under `seed`: equal seeds, equal bytes."""
-
-
-@dataclass(frozen=True)
-class TraceFile:
-    """A finished trace: the same for every seed."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The name of the file without its ending."""
-        return self.path.name.split(".jsonl")[0].removesuffix(".parquet")
-
-    def generate(self, seed: int) -> Trace:
-        """The trace as it stands in the file."""
-        return trace.read(self.path)
+SPECS = Path(__file__).parent / "specs"
+"""Where the ready specs are."""
 
 
 def ready() -> list[str]:
     """The names of the ready specs."""
-    return sorted(path.stem for path in _SPECS.glob("*.yaml"))
+    return sorted(path.stem for path in SPECS.glob("*.yaml"))
 
 
 def load(
     source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] = MappingProxyType({})
-) -> Workload:
+) -> Family:
     """The workload that `source` describes, with some of its parameters replaced.
 
     `source` is the name of a ready spec, the path of a YAML spec, a spec as a mapping, or the path of a
@@ -77,23 +49,21 @@ def load(
     """
     if isinstance(source, Mapping):
         return _workload("workload", {"name": Path(str(source.get("family"))).stem, **source}, overrides)
-    if str(source).endswith(_TRACES):
-        return _trace_file(Path(source), overrides)
+    if str(source).endswith(finished.ENDINGS):
+        return _workload(str(source), _finished(Path(source)), overrides)
     path = _spec_file(str(source))
     return _workload(str(source), {"name": path.stem, **read_yaml(path)}, overrides)
 
 
-def _trace_file(path: Path, overrides: Mapping[str, Any]) -> TraceFile:
-    if not path.is_file():
-        raise BadInput(f"{path}: no such trace file")
-    if overrides:
-        raise BadInput(f"{path}: a finished trace takes no parameters, not {next(iter(overrides))!r}")
-    return TraceFile(path)
+def _finished(path: Path) -> dict[str, Any]:
+    """The spec of a finished trace, named as its file is without the ending."""
+    name = path.name.split(".jsonl")[0].removesuffix(".parquet")
+    return {"name": name, "family": "finished", "file": str(path)}
 
 
 def _spec_file(source: str) -> Path:
     if source in ready():
-        return _SPECS / f"{source}.yaml"
+        return SPECS / f"{source}.yaml"
     path = Path(source)
     if not path.is_file():
         hint = "the file is not there" if path.suffix else did_you_mean(source, ready())
@@ -186,17 +156,14 @@ def _first_problem(error: ValidationError, data: Any) -> str:
     """The first problem in one line: the field as the spec spells it, what is wrong, and the mend."""
     first = error.errors(include_url=False)[0]
     field = _field(first["loc"], data)
-    context = first.get("ctx", {})
     if first["type"] == "missing":
         return f"{'.'.join(filter(None, (field, str(first['loc'][-1]))))}: missing"
-    if first["type"] == "value_error":
-        return f"{field}: {context['error']}" if field else str(context["error"])
     if first["type"] == "union_tag_invalid":
-        known = context["expected_tags"].replace("'", "").split(", ")
-        return f"{field}: no kind {context['tag']!r}; {did_you_mean(context['tag'], known)}"
+        tag, known = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{field}: no kind {tag!r}; {did_you_mean(tag, known)}"
     if first["type"] == "model_attributes_type":
         return f"{field}: input should be a mapping (got {str(first['input'])[:60]!r})"
-    return f"{field}: {first['msg'].lower()} (got {str(first['input'])[:60]!r})"
+    return f"{field}: {said(first)}".removeprefix(": ")
 
 
 def _field(location: tuple[int | str, ...], data: Any) -> str:

@@ -6,6 +6,7 @@ again, `height` times over, so that a tree of height 4 is 30 requests with two b
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from typing import Annotated
@@ -20,17 +21,16 @@ from workloads.lengths import Lengths
 from workloads.streams import stream
 
 
-class TreeOfThoughts(Synthetic):
-    """Trees, each a session on a question of its own. Lengths are in tokens.
+class Trees(Synthetic, ABC):
+    """Trees, each a session that grows from a question. Lengths are in tokens.
 
     The prompt of a step is the question, then an instruction and the reply of each step above it, then its
     own instruction; it is sent when the step above has ended. Siblings send the same prompt and get replies
-    of their own. A longer prefix is a longer question; a bigger program has more branches.
+    of their own. A bigger program has more branches.
     """
 
     branches: Annotated[int, Field(ge=1, le=100, strict=True)] = 2
     height: Annotated[int, Field(ge=1, le=20, strict=True)] = 4
-    question_tokens: Lengths
     instruction_tokens: Lengths
     output_tokens: Lengths
 
@@ -39,16 +39,13 @@ class TreeOfThoughts(Synthetic):
         branches = round(self.branches * factor)
         return float(sum(branches**depth for depth in range(1, self.height + 1)))
 
-    def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
-        """The client's trees."""
-        for number in count():
-            session = f"{client.name}/{number}"
-            rng = stream(seed, "tree", session)
-            yield list(chain.from_iterable(self._levels(client, session, rng)))
+    def tree(self, client: Client, session: str, question: Segment, rng: Generator) -> list[Request]:
+        """The steps of one tree, those above before those below."""
+        return list(chain.from_iterable(self._levels(client, session, question, rng)))
 
-    def _levels(self, client: Client, session: str, rng: Generator) -> Iterator[Sequence[Request]]:
-        """The steps of each depth, from the question down."""
-        question = Segment(f"tree:{session}", client.prefix(self.question_tokens.draw(rng)))
+    def _levels(
+        self, client: Client, session: str, question: Segment, rng: Generator
+    ) -> Iterator[Sequence[Request]]:
         ids = (f"{session}/{number}" for number in count())
         above: list[tuple[tuple[Segment, ...], tuple[str, ...]]] = [((question,), ())]
         for depth in range(self.height):
@@ -66,3 +63,17 @@ class TreeOfThoughts(Synthetic):
                 ((*step.prompt, Segment(f"{REPLY}{step.id}", step.output_tokens)), (step.id,))
                 for step in level
             ]
+
+
+class TreeOfThoughts(Trees):
+    """Trees on made-up questions, each of its own. A longer prefix is a longer question."""
+
+    question_tokens: Lengths
+
+    def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
+        """The client's trees."""
+        for number in count():
+            session = f"{client.name}/{number}"
+            rng = stream(seed, "tree", session)
+            question = Segment(f"tree:{session}", client.prefix(self.question_tokens.draw(rng)))
+            yield self.tree(client, session, question, rng)

@@ -8,18 +8,20 @@ its own.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from suite.errors import BadInput
 from suite.trace import Request, Segment
-from workloads.part import Count, Positive
-from workloads.recorded import Recorded
+from suite.validation import first_problem
+from workloads.part import Count
+from workloads.recorded import NOTHING_SHARED, RecordedRows
+from workloads.rows import Tokens, csv_rows
 
 COLUMNS = ("arrival_s", "client", "input_tokens", "output_tokens")
 ABORTED = -1.0
@@ -29,26 +31,27 @@ _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Latency = Annotated[float, Field(ge=ABORTED, allow_inf_nan=False)]
 
 
-class VTCTrace(Recorded):
-    """A trace of the artifact, replayed open loop; a client of it is a client here.
+class VTCTrace(RecordedRows):
+    """A trace of the artifact, replayed open loop; a client of it is a client here."""
 
-    `stretch` multiplies every arrival: 2 is half the rate. `limit` keeps the first rows only.
-    """
-
-    stretch: Positive = 1.0
-    limit: Count | None = None
+    SOURCE: ClassVar[str] = "Ying1123/VTC-artifact, fair_bench"
+    LICENCE: ClassVar[str] = "Apache-2.0"
 
     def choices(self) -> dict[str, Any]:
         """The parameters, the digest of the file, and that prompts share nothing."""
-        return super().choices() | {"prefix_rule": "each prompt is a segment of its own; nothing is shared"}
+        return super().choices() | {"prefix_rule": NOTHING_SHARED}
 
     def requests(self, seed: int) -> Iterator[Request]:
         """The rows as requests, in file order, the same under every `seed`."""
-        read = _read_rows if self.path.suffix == ".csv" else _asked
-        for number, row in enumerate(list(read(self.path))[: self.limit]):
+        for number, row in enumerate(self._rows()):
             prompt = Segment(f"prompt:{number}", row.input_tokens)
-            arrival = round(row.arrival_s * self.stretch, 6)
+            arrival = round(row.arrival_s, 6)
             yield Request(f"row-{number:06}", row.client, arrival, (prompt,), row.output_tokens)
+
+    def _rows(self) -> Iterator[_Row]:
+        if self.path.suffix == ".csv":
+            return csv_rows(self.path, _row, [COLUMNS], self.limit)
+        return islice(_asked(self.path), self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class Response:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    adapter_dir: Annotated[str, Field(min_length=1)]
+    adapter_dir: Annotated[str, Field(pattern="[^-]$", max_length=512)]
     prompt_len: Count
     output_len: Count
     request_latency: _Latency
@@ -90,7 +93,7 @@ def published(path: Path) -> Published:
     try:
         found = _file.validate_json(path.read_bytes())
     except ValidationError as error:
-        raise BadInput(f"{path}: {_problem(error)}") from None
+        raise BadInput(f"{path}: {first_problem(error)}") from None
     return Published(found.config.duration, found.result.total_time, found.result.responses)
 
 
@@ -115,8 +118,8 @@ class _File:
 class _Row:
     arrival_s: _Seconds
     client: Annotated[str, Field(min_length=1, max_length=512)]
-    input_tokens: Annotated[int, Field(ge=1)]
-    output_tokens: Annotated[int, Field(ge=1)]
+    input_tokens: Tokens
+    output_tokens: Tokens
 
 
 _file = TypeAdapter(_File)
@@ -127,33 +130,3 @@ def _asked(path: Path) -> Iterator[_Row]:
     """What the requests of a published run asked for."""
     for one in published(path).responses:
         yield _Row(one.req_time, one.client, one.prompt_len, one.output_len)
-
-
-def _read_rows(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        try:
-            names = tuple(next(rows, ()))
-            if names != COLUMNS:
-                raise BadInput(
-                    f"{path}:1: the columns are {','.join(names)!r}; they must be {','.join(COLUMNS)!r}"
-                )
-            for values in rows:
-                yield _checked(values, f"{path}:{rows.line_num}")
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise BadInput(f"{path}: cannot be read as CSV: {error}") from None
-
-
-def _checked(values: list[str], place: str) -> _Row:
-    if len(values) != len(COLUMNS):
-        raise BadInput(f"{place}: {len(values)} values for {len(COLUMNS)} columns")
-    try:
-        return _row.validate_python(dict(zip(COLUMNS, values, strict=True)))
-    except ValidationError as error:
-        raise BadInput(f"{place}: {_problem(error)}") from None
-
-
-def _problem(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "file"
-    return f"{field}: {first['msg'].lower()} (got {str(first['input'])[:60]!r})"

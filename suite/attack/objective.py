@@ -29,6 +29,7 @@ import pandas as pd
 from suite.attack import space
 from suite.backends.base import Outcome
 from suite.backends.simulator import Simulator
+from suite.capacity import capacity
 from suite.errors import BadInput, did_you_mean
 from suite.metrics import fairness, latency, throughput
 from suite.metrics.service import curves
@@ -185,12 +186,10 @@ def _check(spec: SchedulerSpec) -> None:
 def workload(found: space.Parameters) -> dict[str, Any]:
     """The spec of the parameters, its rate being `pressure` times what the engine serves under FCFS.
 
-    That is measured: the requests of the first seed all come at once, and the next without thinking.
+    That is measured on the trace of the first seed, as in `suite.capacity`.
     """
     trace = load(space.spec(found, 100.0)).generate(SEEDS[0])
-    flood = replace(trace, requests=tuple(replace(r, arrival=0.0, think=0.0) for r in trace.requests))
-    seconds = throughput.makespan(served(flood, parse("fcfs")).requests)
-    return space.spec(found, round(seconds / found["pressure"], 3))
+    return space.spec(found, round(capacity(trace, ENGINE.model_dump()).seconds / found["pressure"], 3))
 
 
 def served(trace: Trace, scheduler: SchedulerSpec) -> Outcome:

@@ -87,7 +87,7 @@ class Endpoint(BaseModel):
             )
         target = Target(self.url, self._served(), self.dialect, self.route, self.prompts)
         replayed = replay(
-            trace, Content(trace.header.seed, self.vocabulary), target,
+            trace, Content.of(trace, self.vocabulary), target,
             processes=self.processes, journal=logs / "client.jsonl", progress=progress,
             timeout_s=self.timeout_s,
         )  # fmt: skip

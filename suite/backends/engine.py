@@ -196,7 +196,7 @@ class EngineBackend(BaseModel, ABC):
         model = launch.model
         return replay(
             trace,
-            Content(trace.header.seed, model.vocabulary, model.first_token),
+            Content.of(trace, model.vocabulary, model.first_token),
             launch.target(way.url),
             processes=self.client_processes,
             journal=logs / "client.jsonl",

@@ -114,7 +114,7 @@ class VirtualSGLang(Virtual):
 
 def _told(trace: Trace) -> list[dict[str, Any]]:
     """The requests as the driver wants them, with their token ids."""
-    content = Content(trace.header.seed, VOCABULARY)
+    content = Content.of(trace, VOCABULARY)
     replies = {
         request.id: content.segment(REPLY + request.id, request.output_tokens).tolist()
         for request in trace.requests

@@ -100,3 +100,21 @@ def front() -> None:
     with progress().status("starting") as status:
         table = bench_front.front(bench_front.KINDS, status.update)
     show(table)
+
+
+@app.command()
+def workloads(
+    spec: Annotated[str, typer.Argument(help="A ready synthetic spec, or the path of one.")] = "mixed",
+    requests: Annotated[int, typer.Option(min=1, help="About how many.")] = 1_000_000,
+) -> None:
+    """Measure how long a large trace takes to generate, write, read and describe, and the memory of each.
+
+    Takes about three minutes.
+
+    Example: suite bench workloads chat --requests 100000
+    """
+    from suite import bench_workloads
+
+    with progress().status("starting") as status:
+        table = bench_workloads.workloads(spec, requests, status.update)
+    show(table)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from baselines.scheduler import Scheduler
 from suite.backends.base import Outcome, Progress
 from suite.backends.cost import Cost
-from suite.backends.simulator.cluster import Cluster, Delays, Loss, Replica, collector_paused
+from suite.backends.simulator.cluster import Cluster, Delays, Loss, Replica
 from suite.backends.simulator.cost import fitted, roofline
 from suite.backends.simulator.dispatch import Dispatch
 from suite.backends.simulator.engine import Engine
@@ -28,6 +28,7 @@ from suite.backends.simulator.presets import GPUS, MODELS
 from suite.backends.simulator.sglang import SGLangEngine
 from suite.backends.simulator.step import CLIP, Limits
 from suite.backends.simulator.vllm import VLLMEngine
+from suite.collector import collector_paused
 from suite.errors import BadInput, did_you_mean
 from suite.policies import SchedulerSpec
 from suite.trace import Trace

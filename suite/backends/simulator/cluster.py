@@ -8,10 +8,8 @@ in the order of the trace.
 
 from __future__ import annotations
 
-import gc
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf, isnan
@@ -23,6 +21,7 @@ from suite.backends.simulator.engine import Engine
 from suite.backends.simulator.live import Arrivals, Live
 from suite.backends.simulator.pool import Pool
 from suite.backends.simulator.tree import Content
+from suite.collector import collector_paused
 
 STEP_END, REPORT, RETURN, LOSS, ARRIVAL, DELIVERY, DECISION = range(7)
 """What happens, in the order in which it does at one time."""
@@ -66,18 +65,6 @@ class Replica:
     held: dict[Live, None] = field(default_factory=dict)
     deciding: bool = False
     """Whether it decides before time goes on."""
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No cyclic garbage collection: a run makes no cycles of garbage, and the search takes a fifth of it."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class Cluster:
