@@ -62,7 +62,7 @@ class _Timed:
 
 
 def _throughput(overrides: dict[str, Any]) -> Table:
-    natural = load("mooncake", overrides).generate(0)
+    natural = load("mooncake_hour", overrides).generate(0)
     walk = min(_walk(natural) for _ in range(3))
     with collector_paused():
         walk_paused = min(_walk(natural) for _ in range(3))
@@ -108,7 +108,7 @@ def _walk(trace: Trace) -> float:
 def _until_queue_is_short(overrides: dict[str, Any]) -> tuple[Trace, int]:
     """The trace stretched by the least power of two that keeps the queue short under every policy."""
     for stretch in (2**power for power in range(11)):
-        trace = load("mooncake", overrides | {"shape.stretch": stretch}).generate(0)
+        trace = load("mooncake_hour", overrides | {"shape.stretch": stretch}).generate(0)
         if all(_time(trace, parse(policy)).longest_queue < SHORT_QUEUE for policy in POLICIES):
             break
     return trace, stretch

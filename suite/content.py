@@ -110,7 +110,8 @@ class Content:
     def text(self, ids: Sequence[int] | Tokens) -> str:
         """One short word with a space before it for each token: texts share a prefix as far as ids do.
 
-        How many tokens an engine makes of it is for its tokenizer to say; about one a word.
+        How many tokens an engine makes of it is for its tokenizer to say; about one a word. Real ids are no
+        exception: what they spell is not known here.
         """
         return "".join(f" {WORDS[id % len(WORDS)]}" for id in ids)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from fcntl import LOCK_EX, LOCK_NB, flock
 from hashlib import file_digest
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from time import sleep
@@ -189,7 +189,7 @@ def _opened(file: File, part: Path, have: int) -> HTTPResponse:
         if error.code >= 500 or error.code == 429:
             raise _BrokenOffError(f"the server says {error.code} {error.reason}") from None
         raise BadInput(f"{file.url}: the server says {error.code} {error.reason}; {by_hand}") from None
-    except (URLError, ValueError) as error:
+    except (URLError, ValueError, InvalidURL) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise BadInput(f"{file.url}: no network, or no such server: {reason}; {by_hand}") from None
     except (OSError, HTTPException) as error:

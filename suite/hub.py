@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 PATIENCE = 10.0
 """Seconds that the hub has to answer."""
@@ -29,22 +30,25 @@ def commit(repository: str, revision: str | None = None, kind: Literal["model", 
     return str(ask(repository, revision=revision, timeout=PATIENCE).sha)
 
 
-def fetched(repository: str, *files: str) -> Path:
-    """The folder in the hub's cache with those of a model's files that there are, fetched if need be.
+def fetched(repository: str, *needed: str, also: Sequence[str] = ()) -> Path:
+    """The folder in the hub's cache with these files of a model, fetched if need be.
 
+    Any of them may be missing on the hub. Without a network the cache will do if it has all that are needed.
     Raises what the client raises.
     """
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
-    with quiet():
+    fetch = partial(huggingface_hub.snapshot_download, repository, allow_patterns=[*needed, *also])
+    with quiet(huggingface_hub):
         try:
             commit(repository)
         except Exception as unreachable:  # its errors have no common base
-            try:
-                return Path(snapshot_download(repository, allow_patterns=[*files], local_files_only=True))
-            except Exception:
-                raise unreachable from None
-        return Path(snapshot_download(repository, allow_patterns=[*files]))
+            with suppress(Exception):
+                folder = Path(fetch(local_files_only=True))
+                if all((folder / name).is_file() for name in needed):
+                    return folder
+            raise unreachable from None
+        return Path(fetch())
 
 
 def reason(error: Exception) -> str:
@@ -55,14 +59,18 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the clients' loggers silent inside: what goes wrong is raised, and told once."""
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+def quiet(client: Any) -> Iterator[None]:
+    """Keep a client of the hub (`datasets`, `huggingface_hub`) silent inside: what goes wrong is raised.
+
+    It takes the module, as that sets the level of its logger when it is imported.
+    """
+    utils = client.utils
+    level, bare = utils.logging.get_verbosity(), utils.are_progress_bars_disabled()
+    utils.logging.set_verbosity(logging.CRITICAL)
+    utils.disable_progress_bars()
     try:
         yield
     finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        utils.logging.set_verbosity(level)
+        if not bare:
+            utils.enable_progress_bars()

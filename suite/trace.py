@@ -32,6 +32,7 @@ from suite.trace_check import agreeing
 from suite.trace_records import (
     HEAVIEST,
     LIGHTEST,
+    MOST_LETTERS,
     MOST_SECONDS,
     MOST_TOKENS,
     REPLY,
@@ -46,7 +47,7 @@ from suite.trace_records import (
 )
 
 __all__ = [
-    "HEAVIEST", "LIGHTEST", "MOST_SECONDS", "MOST_TOKENS", "REPLY",
+    "HEAVIEST", "LIGHTEST", "MOST_LETTERS", "MOST_SECONDS", "MOST_TOKENS", "REPLY",
     "Header", "Request", "Segment", "Trace", "checked", "read", "stream", "write",
 ]  # fmt: skip
 

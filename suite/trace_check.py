@@ -55,7 +55,7 @@ class _Ledger:
         for name in header.misbehaving:
             if name not in self.weights:
                 yield f"misbehaving: {name!r} is no client; {did_you_mean(name, self.weights)}"
-        for id in self._unused:
+        for id in sorted(self._unused):
             yield f"segment {id!r} has token ids, but stands in no prompt; leave it out"
 
     def _take_spelled(self, row: Spelled) -> str | None:

@@ -20,6 +20,10 @@ _UNREADABLE = (ValueError, LookupError, AttributeError)
 """What PyYAML raises, besides its own errors, for `2024-13-45`, `!!bool maybe` or `!!timestamp soon`."""
 
 
+_NO_MAPPING = ("dict_type", "model_type", "model_attributes_type")
+"""What pydantic calls it where something else stands than `key: value` lines."""
+
+
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Put `place` in front of the message of any `BadInput` raised inside."""
@@ -58,7 +62,7 @@ def said(problem: ErrorDetails) -> str:
         return "missing; give it a value"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
-    what = problem["msg"]
+    what = "input should be a mapping" if problem["type"] in _NO_MAPPING else problem["msg"]
     return f"{what[:1].lower()}{what[1:]} (got {str(problem['input'])[:60]!r})"
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -203,6 +203,9 @@ def test_an_import_says_what_became_of_the_rows(suite: Suite):
     Path("azure.csv").write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
     done = suite("workload", "import", "azure", "azure.csv", "-o", "ours.jsonl")
     assert done.out.splitlines()[1:] == ["counts: 1 rows without tokens"]
+    made = trace.read(Path("ours.jsonl"))
+    trace.write(replace(made, header=replace(made.header, choices={"counts": [3]})), Path("other.jsonl"))
+    assert suite("workload", "generate", "other.jsonl", "-o", "again.jsonl").code == 0
 
 
 def test_a_finished_trace_is_shaped_in_every_command(suite: Suite):

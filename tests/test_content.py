@@ -136,7 +136,8 @@ def test_real_token_ids_stand_where_there_are_some_and_made_up_ones_elsewhere():
 def test_a_real_token_id_beyond_the_vocabulary_is_refused_with_both_numbers():
     assert Content.of(told(a=[999], b=[0]), 1000).segment("a", 1).tolist() == [999]
     with pytest.raises(
-        BadInput, match=r"segment 'b': token id 1000 lies beyond .* vocabulary of 1000 tokens"
+        BadInput,
+        match=r"segment 'b': token id 1000 lies beyond .* vocabulary of 1000 tokens; .* `vocabulary`",
     ):
         Content.of(told(a=[999], b=[0, 1000]), 1000)
 

@@ -301,7 +301,7 @@ def test_a_router_that_no_backend_can_run_is_told(scheduler: str, backend: Any, 
         ({"schedulers": ["vtc", "vtc"]}, r"'tiny' under scheduler 'vtc' stands twice"),
         ({"workloads": ["chatt"]}, r"e\.yaml: workloads\[0\]: .*'chat'"),
         ({"workloads": [TINY | {"rate": -1}]}, r"e\.yaml: workloads\[0\]: .*rate: .*-1"),
-        ({"workloads": ["gone.jsonl"]}, r"e\.yaml: workloads\[0\]: gone\.jsonl: no such trace"),
+        ({"workloads": ["gone.jsonl"]}, r"e\.yaml: workloads\[0\]: gone\.jsonl: file: no such trace"),
         (
             {"backend": {"kind": "simulater"}},
             r"backend: kind: no backend 'simulater'; did you mean 'simulator'",

@@ -233,8 +233,10 @@ def test_without_a_network_the_cache_will_do(cached: Path, monkeypatch: pytest.M
 
 def test_a_hub_out_of_reach_is_one_line(cached: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hub, "commit", offline)
+    refusal = r"model 'maker/thing': no folder, and .*: no connection: Cannot reach the hub$"
+    (cached / "config.json").unlink()
+    with pytest.raises(BadInput, match=refusal):
+        model("maker/thing")
     shutil.rmtree(cached)
-    with pytest.raises(
-        BadInput, match=r"model 'maker/thing': no folder, and .*: no connection: Cannot reach the hub$"
-    ):
+    with pytest.raises(BadInput, match=refusal):
         model("maker/thing")

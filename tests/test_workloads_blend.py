@@ -188,3 +188,29 @@ def test_errors_name_the_part(overrides: dict[str, Any], message: str) -> None:
         made(overrides)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_blend_does_not_hold_itself(tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    parts = [{"name": "rest", **PLAIN}, *({"name": name, "spec": str(path)} for name in ("own", "again"))]
+    path.write_text(yaml.safe_dump({"family": "blend", "parts": parts}))
+    with pytest.raises(BadInput) as caught:
+        load(path)
+    inner = f"{path}: parts.1: 'own'"
+    assert str(caught.value) == f"{inner}: {inner}: {path} is a part of itself; take it out"
+
+
+@pytest.mark.parametrize("what", ["id", "client", "session", "segment", "reply"])
+def test_names_that_come_out_too_long_to_be_read_again_are_refused(what: str, tmp_path: Path) -> None:
+    long = "x" * 512
+    parent = Request("x" * 506 if what == "reply" else "p", "c", 0.0, (Segment("s", 5),), 3)
+    named = {name: long if what == name else name for name in ("id", "client", "session")}
+    prompt = parent.prompt
+    if what in ("segment", "reply"):
+        prompt = (Segment(long, 5),) if what == "segment" else (Segment(REPLY + parent.id, 3),)
+    child = Request(
+        named["id"], named["client"], 1.0, prompt, 1, session=named["session"], after=(parent.id,)
+    )
+    blend = {"family": "blend", "parts": [{"name": "log", "spec": saved(tmp_path, parent, child)}]}
+    with pytest.raises(BadInput, match=r"part 'log': .*log/xxx.* more than 512 characters.* shorter name"):
+        load(blend).generate(0)

@@ -18,9 +18,11 @@ from text_models import saved_model
 from suite import cli, results
 from suite.content import Content
 from suite.errors import BadInput
+from suite.replay import Target, replay
 from suite.report import tables
 from suite.report.html import Report
 from suite.trace import REPLY, Request, Trace, read, write
+from tests.mock_server import MockServer
 from workloads.chats import Said, cleaned
 from workloads.spec import load
 from workloads.text import Tokenizer
@@ -182,6 +184,7 @@ def test_what_was_left_out_is_counted(tmp_path: Path, model: Path) -> None:
         "messages_dropped": 1,
         "turns_too_long": 0,
         "chats_dropped": 1,
+        "chats_refused": 0,
         "later_turns": 12 - 1 + 1,
         "later_turns_that_repeat_the_reply": 12,
     }
@@ -363,6 +366,30 @@ def test_the_engine_gets_the_real_token_ids(tmp_path: Path, model: Path) -> None
     assert content.prompt(second, {first.id: reply}) == tokenizer.chat(openai(TALK[:3]))
 
 
+def test_blended_shaped_written_and_replayed_it_is_still_the_chats_own_token_ids(
+    tmp_path: Path, model: Path
+) -> None:
+    wildchat(tmp_path, model)
+    part = {"name": "wild", "family": "wildchat", "tokenizer": str(model)}
+    part["file"] = str(tmp_path / "wildchat.parquet")
+    shape = {"replicate": {"copies": 2, "prefixes": "shared"}, "stretch": 0.001}
+    write(load({"family": "blend", "parts": [part], "shape": shape}).generate(0), tmp_path / "x.jsonl.gz")
+    trace, tokenizer = read(tmp_path / "x.jsonl.gz"), Tokenizer.load(str(model))
+    with MockServer() as server:
+        target = Target(server.url, "mock", "vllm", "completions", "tokens")
+        replay(trace, Content.of(trace, 400), target, progress=lambda *_: None, timeout_s=20.0, processes=2)
+    assert len(server.asked) == len(trace.requests) == 10
+    for mark in ("", "~1"):
+        prompts = [
+            server.by_id()[f"wild/{id}{mark}"].body["prompt"] for id in ("row-000000/0", "row-000000/1")
+        ]
+        assert prompts[0] == tokenizer.chat(openai(TALK[:1]))
+        said = len(tokenizer.ids(TALK[1]))
+        again = tokenizer.chat(openai(TALK[:3]))
+        again[len(prompts[0]) : len(prompts[0]) + said] = server.reply_ids(f"wild/row-000000/0{mark}", said)
+        assert prompts[1] == again
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -425,6 +452,19 @@ def test_a_template_that_refuses_a_chat_names_it(tmp_path: Path) -> None:
     folder = saved_model(tmp_path / "strict", "{{ raise_exception('not today') }}")
     with pytest.raises(BadInput, match=r"wildchat\.parquet, row-000000: tokenizer 'strict': .* not today"):
         wildchat(tmp_path, folder)
+
+
+def test_a_chat_that_the_template_refuses_is_left_out_and_counted(tmp_path: Path) -> None:
+    """As templates do that know no system message, Gemma's for one."""
+    strict = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    folder = saved_model(tmp_path / "strict", strict + "{{ m.content }}|{% endfor %}")
+    rows = wildchat_rows()
+    system = rows[0]["conversation"][0] | {"role": "system"}
+    rows[0]["conversation"].insert(0, system)
+    trace = wildchat(tmp_path, folder, rows)
+    assert {request.session for request in trace.requests} == {"row-000001", "row-000002"}
+    assert trace.header.choices["counts"]["chats_refused"] == 1
+    assert trace.header.choices["counts"]["chats_dropped"] == 0
 
 
 def test_rows_without_a_chat_are_refused(tmp_path: Path, model: Path) -> None:

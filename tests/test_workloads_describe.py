@@ -22,7 +22,7 @@ from suite.errors import BadInput
 from suite.trace import REPLY, Header, Request, Segment, write
 from workloads.describe import Description, Engine, describe
 from workloads.describe_tables import load_line, printable, tables
-from workloads.picture import picture
+from workloads.picture import page, picture
 from workloads.spec import load
 from workloads.summaries import Spread
 
@@ -280,6 +280,16 @@ def test_a_picture_survives_hostile_names_many_clients_and_one_request(tmp_path:
         assert (tmp_path / f"{number}.png").stat().st_size > 10_000
 
 
+def test_a_picture_of_one_request_shows_nothing_that_is_not(tmp_path: Path) -> None:
+    """Neither a rate, as there is no time in which it came, nor a part of a request in a session."""
+    one = Request("0", "a", 0.0, (Segment("x", 1),), 1, "s")
+    rates, lengths, sessions = page(of(one)).axes
+    assert [text.get_text() for text in rates.texts] == ["all requests come at once"]
+    assert not rates.patches
+    assert lengths.get_xlim()[0] >= 0.5
+    assert sessions.get_xlim()[0] >= 0.5
+
+
 def test_a_picture_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"x\.gif: a picture ends in \.png or \.pdf"):
         picture(hostile(), tmp_path / "x.gif")
@@ -365,7 +375,7 @@ def test_the_conversation_trace_needs_ten_million_tokens_of_cache(traces: Path) 
     path = traces / "mooncake/conversation_trace.jsonl"
     if not path.is_file():
         pytest.skip(f"no Mooncake trace at {path}: set SUITE_TRACES to the folder that holds it")
-    trace = load("mooncake").generate(0)
+    trace = load("mooncake_hour").generate(0)
     curve = describe(trace.header, trace.requests).curve
     assert curve.limit == pytest.approx(0.374, abs=0.0005), "of tokens; of blocks it is 0.366"
     assert curve.enough > 10_000_000

@@ -143,6 +143,15 @@ def test_older_copies_of_loogle_give_the_same_requests(
     assert one.tokens.keys() == other.tokens.keys()
 
 
+def test_an_answer_of_several_gaps_is_an_object(tmp_path: Path, model: Path, tokenizer: Tokenizer) -> None:
+    """The task shortdep_cloze: `A` has a text for each gap, and so has the reply that is asked for."""
+    answer = {"<mask-0>": "the dog", "<mask-1>": "the fox"}
+    row = {"title": "x", "qa_pairs": repr([{"Q": "<mask-0> meets <mask-1>", "A": answer}]), "output": "None"}
+    rows = [row | {"input": f"paper {n} on the dog"} for n in range(8)]
+    trace = made("loogle", saved(tmp_path / "x.jsonl", rows), model, duration=2, task="shortdep_cloze")
+    assert {one.output_tokens for one in trace.requests} == {len(tokenizer.ids(json.dumps(answer)))}
+
+
 def test_documents_without_questions_are_to_be_summed_up(tmp_path: Path, model: Path) -> None:
     row = {"title": "x", "qa_pairs": "none", "output": "the dog is late " * 9}
     rows = [row | {"input": f"paper {n} on the dog"} for n in range(8)]
@@ -198,6 +207,11 @@ def test_documents_that_are_too_long_are_left_out_and_counted(
     assert {number // PER_DOCUMENT for number in numbers} == {0, 1, 2, 3}
 
 
+def test_documents_that_are_all_too_long_are_told_of(loogle: Path, model: Path) -> None:
+    with pytest.raises(BadInput, match=re.escape(f"{loogle}: all 6 documents have more than 3 tokens")):
+        made("loogle", loogle, model, longest=3)
+
+
 def test_a_client_that_has_asked_everything_is_told_of(loogle: Path, model: Path) -> None:
     message = "client 'a' asks more than the 15 questions on the 3 documents dealt to it; raise `limit`"
     with pytest.raises(BadInput, match=message):
@@ -238,7 +252,7 @@ def test_a_trace_with_text_is_written_and_read(loogle: Path, model: Path, tmp_pa
         ({"question": 7}, "question: input should be a valid string (got '7')"),
         ({"context": None, "input": "x", "qa_pairs": "[{'Q': 1"}, "qa_pairs: it spells no list of {Q, A}"),
         ({"context": None, "input": "x", "qa_pairs": "exit()"}, "qa_pairs: it spells no list of {Q, A}"),
-        ({"context": None, "input": "x", "qa_pairs": "[{'Q': 'y'}]"}, "qa_pairs.0.A: field required"),
+        ({"context": None, "input": "x", "qa_pairs": "[{'Q': 'y'}]"}, "qa_pairs.0.A: missing"),
     ],
     ids=str,
 )

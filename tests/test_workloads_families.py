@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from families import FAMILIES, PLAIN, WITH_PREFIXES, made, of
+from families import DOCUMENT, FAMILIES, FEW_SHOT, PLAIN, RETRIEVAL, WITH_PREFIXES, made, of
 
 from suite.errors import BadInput
 from suite.trace import Segment, checked
+from workloads.clients import Client
 from workloads.spec import load
 
 
@@ -178,3 +179,67 @@ def test_of_two_floods_one_recovers_midway() -> None:
     ]
     assert halves[0]["client-2"] > 3 * halves[1]["client-2"]
     assert halves[1]["client-3"] > 3 * halves[1]["client-2"]
+
+
+# -- at the limits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"misbehaviour": {"client": "b", "kind": "recovering_flood", "factor": 2, "until": 1e-6}},
+            "misbehaviour.until: input should be greater than or equal to 0.001 (got '1e-06')",
+        ),
+        (
+            {"misbehaviour": {"client": "b", "kind": "recovering_flood", "factor": 2, "until": 99.9999}},
+            "misbehaviour.until: 99.9999 s is not before the end at 100 s",
+        ),
+        (
+            {"clients": {"count": 3, "skew": 1e12}},
+            "clients: skew 1e+12 leaves the last of 3 clients no share of the rate; take a smaller one",
+        ),
+        (
+            {
+                "clients": 1,
+                "duration": 1e6,
+                "rate": 1e-3,
+                "arrivals": {"kind": "phases", "phases": [{"seconds": 1e-3}]},
+            },
+            "arrivals: 1e+06 s make about 1e+09 phases, more than 10,000,000; make the phases longer",
+        ),
+        (
+            {"arrivals": {"kind": "on_off", "busy": 5e-324, "silent": 1}},
+            "arrivals.busy: 4.94066e-324 is as good as",
+        ),
+        ({"load": 5e-324}, "load: 4.94066e-324 is as good as nothing"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_by_its_field(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        made(PLAIN, **more)
+    assert str(caught.value).startswith(f"workload: {message}")
+
+
+def test_rates_that_are_almost_none_make_no_requests() -> None:
+    crumbs = {"phases": [{"seconds": 1, "rate": 5e-324}, {"seconds": 1, "rate": 1e12}], "kind": "phases"}
+    arrivals = [request.arrival for request in made(PLAIN, arrivals=crumbs).requests]
+    assert len(arrivals) > 300
+    assert {int(arrival) % 2 for arrival in arrivals} == {1}
+
+
+@pytest.mark.parametrize("spec", [DOCUMENT, RETRIEVAL, FEW_SHOT], ids=lambda spec: spec["family"])
+def test_of_a_large_corpus_only_what_is_asked_for_is_made(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    prefix_segment = Client.prefix_segment
+
+    def noted(client: Client, name: str, *rest: Any) -> Segment:
+        drawn.append(name)
+        return prefix_segment(client, name, *rest)
+
+    monkeypatch.setattr(Client, "prefix_segment", noted)
+    field = "tasks" if spec is FEW_SHOT else "documents"
+    trace = made(spec, duration=2, **{field: 5000})
+    assert len(drawn) <= sum(len(request.prompt) for request in trace.requests) < 1000

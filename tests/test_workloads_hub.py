@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +97,25 @@ def test_a_folder_is_its_files_in_order_of_their_names(tmp_path: Path) -> None:
     saved(tmp_path / "set/data/train-1.parquet", ROWS[3:])
     saved(tmp_path / "set/data/train-0.parquet", ROWS[:3])
     (tmp_path / "set/README.md").write_text("what this is")
+    (tmp_path / "set/data/.train-2.parquet").write_text("half of a copy")
     assert [row.tokens for row in lines(tmp_path / "set").rows()] == [1, 2, 3, 4, 5]
+
+
+def test_the_digest_of_a_folder_covers_all_that_is_read(tmp_path: Path) -> None:
+    digests = set()
+    for rows in (ROWS, ROWS[1:]):
+        saved(tmp_path / "set/data/train.parquet", rows)
+        digests.add(lines(tmp_path / "set").generate(0).header.choices["file_sha256"])
+    assert len(digests) == 2
 
 
 def test_nothing_is_left_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import config
 
+    before = [*Path(config.HF_DATASETS_CACHE).rglob("*")]
     assert lines(saved(tmp_path / "x.jsonl")).rows()
-    assert not list(tmp_path.rglob("*.arrow"))
-    assert not (Path(config.HF_DATASETS_CACHE) / "json").exists()
+    assert [*tmp_path.iterdir()] == [tmp_path / "x.jsonl"]
+    assert [*Path(config.HF_DATASETS_CACHE).rglob("*")] == before
 
 
 def test_a_limit_keeps_the_first_rows(tmp_path: Path) -> None:
@@ -118,6 +129,70 @@ def test_entries_with_unequal_keys_are_read(tmp_path: Path) -> None:
         first, second = lines(file).rows()
         assert first.talk == [Said("a", "hi"), Said("b", "yo")]
         assert second.talk == [Said("a", "hi")]
+
+
+def test_json_lines_need_not_be_alike(tmp_path: Path) -> None:
+    """Not even beyond the first 10 MB, from which `datasets` would conclude how all are."""
+    rows = [{"name": "2024-01-01T00:00:00", "tokens": 1, "unused": {"long": "x" * 11_000_000}}]
+    talk = [{"who": "a", "what": "hi", "markdown": None}]
+    rows.append({"name": "later", "tokens": 2, "unused": 3, "new": "key", "talk": talk})
+    first, second = lines(saved(tmp_path / "x.jsonl", [rows[0], "\n", rows[1]])).rows()
+    assert (first.name, first.talk) == ("2024-01-01T00:00:00", None)
+    assert (second.name, second.talk) == ("later", [Said("a", "hi")])
+
+
+def test_an_array_is_read_no_further_than_its_limit(tmp_path: Path) -> None:
+    """In little memory, and up to what is wrong with it."""
+    one = json.dumps(ROWS[0] | {"unused": "x" * 5_000})
+    (tmp_path / "x.json").write_text(f"[{','.join([one] * 4_000)}, oops]")
+    assert lines(tmp_path / "x.json", limit=1).rows()
+    tracemalloc.start()
+    assert len(lines(tmp_path / "x.json", limit=20).rows()) == 20
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**20
+    with pytest.raises(BadInput, match=r"/x\.json: cannot be read: row 4001: invalid char in json text"):
+        lines(tmp_path / "x.json").rows()
+
+
+def test_an_array_gives_what_its_elements_say(tmp_path: Path) -> None:
+    """No number, time or null is made into something else."""
+    talk = [{"who": "2024-01-01", "what": "null"}]
+    odd = {"name": "2024-01-01T00:00:00", "tokens": 2**62, "unused": 1.5, "talk": talk}
+    (tmp_path / "x.json").write_text(f" \n{json.dumps([odd, ROWS[0] | {'talk': None}, odd])}\n")
+    row = Row("2024-01-01T00:00:00", 2**62, [Said("2024-01-01", "null")])
+    assert lines(tmp_path / "x.json").rows() == [row, Row("row-0", 1), row]
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_array_of_a_folder_is_named(tmp_path: Path, broken: int) -> None:
+    files = [saved(tmp_path / f"set/{name}.json") for name in "ab"]
+    files[broken].write_text(json.dumps(ROWS)[:-30])
+    with pytest.raises(BadInput) as caught:
+        lines(tmp_path / "set").rows()
+    mend = "cannot be read: row 5: premature EOF; mend it, or copy it again"
+    assert str(caught.value) == f"{files[broken]}: {mend}"
+
+
+def test_no_depth_of_an_array_takes_all_memory(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(BadInput, match=r"cannot be read: row 1: nests deeper than 200; mend it"):
+        lines(tmp_path / "x.json").rows()
+
+
+def test_json_that_is_no_array_is_read_too(tmp_path: Path) -> None:
+    """Objects one per line, one object alone, and arrays, in one folder."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:2]))
+    (tmp_path / "set/b.json").write_text(json.dumps(ROWS[2], indent=1))
+    saved(tmp_path / "set/c.json", ROWS[3:])
+    assert [row.tokens for row in lines(tmp_path / "set").rows()] == [1, 2, 3, 4, 5]
+
+
+def test_an_empty_file_of_a_folder_hides_no_other(tmp_path: Path) -> None:
+    saved(tmp_path / "set/a.jsonl", [])
+    saved(tmp_path / "set/b.jsonl")
+    assert len(lines(tmp_path / "set").rows()) == 5
 
 
 def test_the_header_says_where_the_rows_come_from(tmp_path: Path) -> None:
@@ -140,10 +215,14 @@ def test_the_header_says_where_the_rows_come_from(tmp_path: Path) -> None:
         ),
         ({"name": "x", "tokens": 1, "talk": "nothing"}, "talk: input should be a valid list"),
         ({"name": "x", "tokens": 1, "talk": [{"what": "hi"}]}, "talk.0.who: "),
+        ({"name": 7, "tokens": 1}, "name: input should be a valid string (got '7')"),
+        ('"text"\n', "row: input should be a dictionary"),
+        ("{\n", "row: no JSON: EOF while parsing an object at line 1 column 1"),
+        ('{"name": "\\ud800"}\n', "row: no JSON: "),
     ],
     ids=str,
 )
-def test_wrong_rows_are_named_by_number_and_column(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_wrong_rows_are_named_by_number_and_column(tmp_path: Path, row: Any, message: str) -> None:
     file = saved(tmp_path / "x.jsonl", [*ROWS[:2], row])
     with pytest.raises(BadInput, match=re.escape(f"{file}, row 3: {message}")) as caught:
         lines(file).rows()
@@ -159,8 +238,9 @@ def test_a_missing_column_is_met_with_those_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", b'{"name": "x"}\n{\n', "cannot be read: JSON parse error"),
-        ("x.json", b"[{]", "cannot be read: "),
+        ("x.jsonl", b'{"name": "\xff"}\n', "cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        ("x.json", b"[{]", "cannot be read: row 1: invalid object key"),
+        ("x.json", b"[]", "holds no rows"),
         ("x.parquet", b"no parquet", "cannot be read: "),
         ("x.jsonl", b"", "holds no rows"),
         ("x.csv", b"", "cannot be read: No columns to parse"),
@@ -230,6 +310,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Serve:
 
     def serve(answer: Any) -> list[Any]:
         def load_dataset(*place: Any, **how: Any) -> Any:
+            assert not any(Path(how.pop("cache_dir")).iterdir())
             asked.append((place, how))
             if isinstance(answer, Exception):
                 raise answer
@@ -268,7 +349,6 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_hub(
     ):
         lines(None).rows()
     assert asked == []
-    assert len(lines(Path("maker/things")).rows()) == 5
 
 
 def test_no_version_of_the_library_runs_code_of_a_data_set() -> None:
@@ -334,3 +414,21 @@ def test_without_a_network_the_answer_is_quick_and_plain(
         lines(None).rows()
     assert tries == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_older_cache_is_not_taken_for_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` takes it, with a warning, if the hub falls silent once it has told the commit."""
+    from datasets import load_dataset_builder
+
+    folder = tmp_path / "cache/maker___things/small/0.0.0/abc"
+    file = str(saved(tmp_path / "x.jsonl"))
+    load_dataset_builder("json", data_files=file, cache_dir=str(tmp_path)).download_and_prepare(folder)
+    (folder / "json-train.arrow").rename(folder / "things-train.arrow")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"config_name": "small"}))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", [].append)
+    monkeypatch.setattr(hub, "commit", lambda *_: "0" * 40)
+    with pytest.raises(BadInput, match=r"^maker/things: not to be had from the hub: "):
+        lines(None).rows()

@@ -12,6 +12,7 @@ import pytest
 
 from suite.errors import BadInput
 from suite.trace import Segment, Trace
+from workloads import rows
 from workloads.spec import load
 
 AZURE_2023 = """\
@@ -235,6 +236,17 @@ def test_a_limit_counts_rows_of_the_file(tmp_path: Path, family: str, content: s
     assert trace.header.choices["provenance"].endswith("rows.csv, the first 2 rows")
     with pytest.raises(BadInput, match="came out without requests"):
         imported(family, saved(tmp_path, content.partition("\n")[0] + "\n"))
+
+
+def test_more_rows_than_a_trace_may_have_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MOST_REQUESTS", 2)
+    for family, content in (("azure", AZURE_2023), ("bailian", CHATS)):
+        path = saved(tmp_path, content)
+        assert imported(family, path, limit=2).requests
+        with pytest.raises(BadInput, match=r"has more than 2 rows; keep the first ones with `limit`"):
+            imported(family, path)
 
 
 # -- ready specs -------------------------------------------------------------------------------------------

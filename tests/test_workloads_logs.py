@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +22,7 @@ from suite.backends.simulator import Simulator
 from suite.content import Content
 from suite.errors import BadInput
 from suite.policies import parse
-from suite.trace import REPLY, Request, Trace
+from suite.trace import REPLY, Request, Trace, read, write
 from workloads.spec import load
 from workloads.text import Tokenizer
 
@@ -162,8 +164,50 @@ def test_wrong_rows_are_named_by_number_and_column(tmp_path: Path, row: dict[str
 
 def test_a_time_that_is_none_is_named(tmp_path: Path) -> None:
     file = saved(tmp_path / "x.jsonl", [ROWS[0] | {"at": "2024-05-10T00:00"}, ROWS[1] | {"at": "soon"}])
-    with pytest.raises(BadInput, match=r"x\.jsonl, row 2: at: invalid isoformat string: 'soon'"):
+    with pytest.raises(BadInput, match=r"x\.jsonl, row 2: at: Invalid isoformat string: 'soon'"):
         served(file)
+
+
+def test_times_that_are_no_seconds_are_told_of(tmp_path: Path) -> None:
+    """Unix milliseconds taken for seconds would make a trace a thousand times as long."""
+    rows = [row | {"at": (1_717_171_717 + row["at"]) * 1000} for row in ROWS]
+    with pytest.raises(BadInput, match=r"x\.jsonl, row 1: at: \S+ seconds are .* milliseconds"):
+        served(saved(tmp_path / "x.jsonl", rows))
+    texts = [row | {"at": str(row["at"])} for row in rows]
+    for name in ("x.jsonl", "x.csv"):
+        trace = served(saved(tmp_path / name, texts), time="milliseconds")
+        assert [request.arrival for request in trace.requests] == [0.0, 5.5, 7.25, 8.0]
+
+
+def test_rows_of_impossible_length_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Chutes has prompts of up to 15.4 million tokens; no trace holds more than ten."""
+    file = saved(tmp_path / "x.parquet", [*chutes_rows(), chutes_rows()[0] | {"it": 15.4e6}])
+    trace = load("chutes", {"file": str(file)}).generate(0)
+    assert trace.header.choices["counts"] == {"other_rows": 1, "rows_too_long": 1, "rows_without_tokens": 1}
+    assert len(trace.requests) == 4
+
+
+def test_half_a_name_is_none(tmp_path: Path) -> None:
+    rows = [row | {"chat": None if row["chat"] == "y" else row["chat"]} for row in ROWS]
+    file = saved(tmp_path / "x.jsonl", rows)
+    sessions = served(file, COLUMNS | {"session": ["tenant", "chat"]}).requests
+    assert [request.session for request in sessions] == [None, "b/x", None, "a/z"]
+    with pytest.raises(BadInput, match=r"x\.jsonl, row 2: tenant\+chat: "):
+        served(file, COLUMNS | {"client": ["tenant", "chat"]})
+
+
+def test_whole_numbers_are_found_in_columns_with_gaps(tmp_path: Path) -> None:
+    """A column of whole numbers with an empty cell is one of floats in CSV."""
+    rows = [row | {"model": n or None} for n, row in enumerate([*ROWS, *ROWS[:1]])]
+    trace = served(saved(tmp_path / "x.csv", rows), COLUMNS | {"client": "model"}, only={"model": 2})
+    assert [(request.id, request.client) for request in trace.requests] == [("row-000003", "2")]
+
+
+def test_rows_are_picked_by_truth(tmp_path: Path) -> None:
+    rows = [row | {"streamed": row["out"] > 3} for row in ROWS]
+    for name in ("x.csv", "x.jsonl"):
+        trace = served(saved(tmp_path / name, rows), only={"streamed": True})
+        assert [request.output_tokens for request in trace.requests] == [5, 4]
 
 
 def test_missing_columns_are_met_with_those_there_are(tmp_path: Path) -> None:
@@ -180,6 +224,8 @@ def test_a_spec_must_say_what_to_read(tmp_path: Path) -> None:
         served(file, COLUMNS | {"prefix": "head"})
     with pytest.raises(BadInput, match=r"columns\.arrival: missing"):
         served(file, {"client": "tenant", "input_tokens": "in", "output_tokens": "out"})
+    with pytest.raises(BadInput, match=r"columns\.client: .*\[\]"):
+        served(file, COLUMNS | {"client": []})
     with pytest.raises(BadInput, match="file: missing; name a local file, or a `data_set` on the hub"):
         load({"family": "serving_log", "columns": COLUMNS})
 
@@ -326,9 +372,28 @@ def test_without_text_lengths_are_kept_and_nothing_is_shared(tmp_path: Path) -> 
     trace = logged(tmp_path, rows)
     assert [(r.prompt_tokens, r.output_tokens) for r in trace.requests] == [(40, 5), (41, 3), (60, 4)]
     assert len({request.prompt for request in trace.requests}) == 3
+    assert {request.session for request in trace.requests} == {None}, "which of them go on is not known"
     assert not trace.tokens
     assert trace.header.choices["counts"] == {"lengths_only": 3}
     assert "share nothing" in trace.header.choices["prefix_rule"]
+
+
+def test_a_log_of_long_prompts_takes_little_memory(tmp_path: Path) -> None:
+    """All prompts are held at once, to find what they share: in some bytes a token."""
+    tokens, rows = 2_000, 300
+    ids = np.random.default_rng(0).integers(1_000, 100_000, (rows, tokens)).tolist()
+    log = [
+        {"timestamp": i, "request": {"prompt": prompt}, "response": {"usage": usage(tokens, 5)}}
+        for i, prompt in enumerate(ids)
+    ]
+    file = saved(tmp_path / "x.jsonl", log)
+    workload = load({"family": "openai_log", "file": str(file)})
+    tracemalloc.start()
+    trace = workload.generate(0)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert trace.tokens[trace.requests[0].prompt[-1].id].tolist() == ids[0]
+    assert most < 30 * tokens * rows, most
 
 
 def test_envelopes_of_the_batch_api_are_opened(tmp_path: Path, model: Path) -> None:
@@ -368,6 +433,14 @@ def test_rows_without_a_request_to_replay_are_counted(tmp_path: Path, model: Pat
     }
 
 
+def test_requests_that_a_batch_did_not_get_to_have_failed(tmp_path: Path, model: Path) -> None:
+    """In the files of the Batch API the error stands beside an empty response."""
+    expired = {"code": "batch_expired", "message": "This request could not be executed in time."}
+    row = conversation()[0] | {"response": None, "error": expired}
+    trace = logged(tmp_path, [*conversation(), row], tokenizer=str(model))
+    assert trace.header.choices["counts"] == {"failed": 1, "with_text": 3}
+
+
 def test_texts_in_pieces_and_tools_are_part_of_the_prompt(
     tmp_path: Path, model: Path, tokenizer: Tokenizer
 ) -> None:
@@ -393,12 +466,38 @@ def test_texts_in_pieces_and_tools_are_part_of_the_prompt(
     assert Content.of(trace, 400).prompt(trace.requests[0], {}) == tokenizer.chat(expected)
 
 
+@pytest.mark.parametrize("name", ["", "x" * 600, None, 1.5, ["ann"]], ids=str)
+def test_a_field_that_names_no_client_is_told_of(tmp_path: Path, name: Any) -> None:
+    rows = [{"team": name, "timestamp": 1, "request": {}, "response": {"usage": usage(40, 5)}}]
+    with pytest.raises(BadInput, match=r"log\.jsonl:1: team: names no client"):
+        logged(tmp_path, rows, client_field="team")
+
+
+def test_a_users_name_is_data(tmp_path: Path) -> None:
+    names = [
+        "reply:row-000000",
+        "../../x",
+        "[red]x[/red]",
+        "a\nb",
+        "\x1b[2J",
+        "客户",
+        "anonymous/1",
+        "x" * 512,
+    ]
+    rows = [chat(i, name, FIRST, None, usage=usage(40, 5)) for i, name in enumerate(names)]
+    for row in rows:
+        del row["request"]["messages"]
+    trace = logged(tmp_path, rows)
+    write(trace, tmp_path / "x.jsonl")
+    assert [request.client for request in read(tmp_path / "x.jsonl").requests] == names
+
+
 def test_a_client_may_be_any_field_of_the_row(tmp_path: Path, model: Path) -> None:
     rows = [row | {"headers": {"x-team": f"team-{i % 2}"}} for i, row in enumerate(conversation())]
     trace = logged(tmp_path, rows, tokenizer=str(model), client_field="headers.x-team")
     assert [request.client for request in trace.requests] == ["team-1", "team-0", "team-0"]
     assert trace.header.choices["client_rule"] == "'headers.x-team' of the row"
-    with pytest.raises(BadInput, match=r"log\.jsonl:1: headers\.x-user: missing"):
+    with pytest.raises(BadInput, match=r"log\.jsonl:1: headers\.x-user: names no client"):
         logged(tmp_path, rows, tokenizer=str(model), client_field="headers.x-user")
     for row in rows:
         del row["request"]["user"]
@@ -408,17 +507,25 @@ def test_a_client_may_be_any_field_of_the_row(tmp_path: Path, model: Path) -> No
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"timestamp": "soon"}, "timestamp: invalid isoformat string: 'soon'"),
+        ({"timestamp": "soon"}, "timestamp: Invalid isoformat string: 'soon'"),
         ({"timestamp": None}, "timestamp: input should be a valid number"),
+        ({"timestamp": 1741569952000}, "timestamp: 1.74e+12 seconds are "),
         ({"request": None}, "request: input should be"),
-        ({"request": {"messages": [{"content": "x"}]}}, "request.messages.0.role: field required"),
+        ({"request": {"messages": [{"content": "x"}]}}, "request.messages.0.role: missing"),
         ({"request": {"prompt": ["a", "b"]}}, "request.prompt: 2 prompts in one request; log a row for each"),
         ({"request": {"prompt": "x"}, "response": {}}, "response: neither `usage` nor `choices`"),
         (
             {"request": {}, "response": {"choices": [{"text": "x"}]}},
             "request: neither `messages` nor `prompt`",
         ),
-        ({"response": {"usage": {"prompt_tokens": 3}}}, "response.usage.completion_tokens: field required"),
+        ({"response": {"usage": {"prompt_tokens": 3}}}, "response.usage.completion_tokens: missing"),
+        ({"response": {"usage": usage(3, 10**9)}}, "response.usage.completion_tokens: input should be less"),
+        (
+            {"request": {}, "response": {"usage": usage(10**9, 3)}},
+            "response.usage.prompt_tokens: input should",
+        ),
+        ({"request": {}, "response": {"usage": usage(0, 3)}}, "request: neither `messages` nor `prompt`"),
+        ({"request": {"prompt": "x", "user": "x" * 600}}, "request.user: string should have at most 512"),
     ],
     ids=str,
 )
@@ -427,6 +534,15 @@ def test_wrong_log_rows_are_named(tmp_path: Path, model: Path, row: dict[str, An
     with pytest.raises(BadInput, match=re.escape(f"log.jsonl:4: {message}")) as caught:
         logged(tmp_path, rows, tokenizer=str(model))
     assert "\n" not in str(caught.value)
+
+
+def test_a_log_without_a_request_to_replay_says_what_its_rows_are(tmp_path: Path) -> None:
+    rows = [chat(i, "ann", FIRST, None, usage=usage(40, 0)) for i in range(3)]
+    with pytest.raises(BadInput, match=r"log\.jsonl: no row is left to replay \(3 without output\)"):
+        logged(tmp_path, rows)
+    file = saved(tmp_path / "x.csv")
+    with pytest.raises(BadInput, match=r"x\.csv: no row is left to replay \(4 other rows\)"):
+        served(file, only={"tenant": "c"})
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:

@@ -122,6 +122,16 @@ def test_a_ramp_follows_its_line(start: float, end: float, part: float, backward
     assert np.count_nonzero(times < part * 100) == pytest.approx(300 * area, abs=1.001)
 
 
+@pytest.mark.parametrize("tiny", [1e-300, 5e-324])
+def test_only_the_ratio_of_a_ramps_ends_matters(tiny: float) -> None:
+    for start, end in ((1, 1), (0, 1), (1, 0)):
+        times, same = (
+            list(Ramp(start=start * unit, end=end * unit).times(3.0, 100.0, stream(0, "x")))
+            for unit in (1, tiny)
+        )
+        assert times == pytest.approx(same)
+
+
 @settings(max_examples=50)
 @given(rates=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any), part=st.floats(0, 1))
 def test_steps_keep_each_rate_for_an_equal_part(rates: list[int], part: float) -> None:

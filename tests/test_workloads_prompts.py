@@ -159,6 +159,8 @@ def test_a_common_corpus_is_common_and_an_own_one_is_not() -> None:
 def test_more_cannot_be_retrieved_than_there_is() -> None:
     with pytest.raises(BadInput, match="retrieved: 6 of 5 documents"):
         made(RETRIEVAL, retrieved=6)
+    with pytest.raises(BadInput, match=r"popularity: at 1e\+12 .*, fewer than 2; take a smaller one"):
+        made(RETRIEVAL, retrieved=2, popularity=1e12)
 
 
 # -- few-shot ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -104,6 +105,31 @@ def test_pieces_of_one_stream_have_histories_of_their_own() -> None:
     hits, curve = measured(requests)
     assert list(zip(hits.request, hits.tokens, strict=True)) == [(1, 10), (2, 20)]
     assert (curve.ratio([10, 15, 20, 25]) * curve.prompt_tokens).tolist() == [20, 20, 25, 30]
+
+
+def test_many_lengths_of_one_stream_take_no_more_memory_than_few() -> None:
+    """A serving log knows of a prompt how long its beginning was: each request has a length of its own."""
+    lengths = np.random.default_rng(0).permutation(3_000) + 1
+    trace = columns([ask(i, ("x", length), output=1) for i, length in enumerate(lengths.tolist())])
+    tracemalloc.start()
+    hits, curve = reuse(trace)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    longest = np.maximum.accumulate(lengths)
+    assert hits.tokens.sum() == np.minimum(lengths[1:], longest[:-1]).sum()
+    assert curve.limit == hits.tokens.sum() / lengths.sum()
+    assert most < 5_000_000
+
+
+def test_the_owner_of_a_prefix_is_whoever_sent_it_first() -> None:
+    prompts = [("a", 10), ("b", 30), ("a", 20), ("c", 40), ("b", 40)]
+    sent = [Request(str(i), who, float(i), (Segment("x", n),), 1) for i, (who, n) in enumerate(prompts)]
+    hits, _ = measured(sent)
+    found = [(r, "abc"[o], n) for r, o, n in zip(hits.request, hits.owner, hits.tokens, strict=True)]
+    assert found == [
+        (1, "a", 10), (2, "a", 10), (2, "b", 10), (3, "a", 10), (3, "b", 20),
+        (4, "a", 10), (4, "b", 20), (4, "c", 10),
+    ]  # fmt: skip
 
 
 def test_an_empty_cache_and_a_trace_without_sharing_hit_nothing() -> None:

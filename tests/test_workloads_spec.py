@@ -246,7 +246,7 @@ def test_what_is_wrong_in_a_spec_is_named_by_place_and_field(overrides: dict[str
 
 def test_a_missing_field_is_named() -> None:
     spec = {key: value for key, value in SMALL.items() if key != "documents"}
-    assert problem(spec) == "workload: documents: missing"
+    assert problem(spec) == "workload: documents: missing; give it a value"
     assert problem({}).startswith("workload: family: give one of")
 
 
@@ -261,7 +261,7 @@ def test_seeds_are_not_negative() -> None:
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert problem("chatt") == "chatt: no such workload; did you mean 'chat'?"
     assert problem("none.yaml") == "none.yaml: no such workload; the file is not there"
-    assert problem("none.jsonl") == "none.jsonl: no such trace file"
+    assert problem("none.jsonl") == "none.jsonl: file: no such trace file 'none.jsonl'"
     assert problem(tmp_path).startswith(f"{tmp_path}: no such workload")
 
 
@@ -280,6 +280,8 @@ def test_a_finished_trace_takes_a_shape_and_no_parameters(tmp_path: Path) -> Non
     trace.write(load(SMALL).generate(0), path)
     expected = f"{path}: unknown key 'load'; known: family, file, name, shape"
     assert problem(path, {"load": 2}) == expected
+    expected = f"{path}: shape: input should be a mapping (got '3')"
+    assert problem(path, {"shape": 3}) == expected
     assert problem(path, {"shape.stretch": -2}).startswith(f"{path}: shape.stretch: input should be greater")
 
 

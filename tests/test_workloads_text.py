@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from text_models import saved_model
+from tokenizers.processors import TemplateProcessing
 
+from suite import hub
 from suite.errors import BadInput
 from suite.trace import REPLY, Segment
 from workloads.text import Exchange, Found, Tokenizer, found
@@ -41,10 +44,23 @@ def test_text_comes_back_and_gets_no_special_tokens(model: Path) -> None:
     assert min(tokenizer.ids("the lazy dog")) > 1
 
 
-def test_a_file_is_as_good_as_its_folder(model: Path) -> None:
+def test_special_tokens_around_a_prompt_are_those_of_completions_alone(model: Path, tmp_path: Path) -> None:
+    """As served: the completions endpoint adds them, a chat has those that its template writes."""
+    folder = Path(copytree(model, tmp_path / "begun"))
+    inner = Tokenizer.load(str(model)).inner
+    inner.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 0)])
+    inner.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(str(folder))
+    assert tokenizer.whole("the fox") == [0, *tokenizer.ids("the fox")]
+    assert tokenizer.chat(ASKED) == Tokenizer.load(str(model)).chat(ASKED)
+
+
+def test_a_file_is_as_good_as_its_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, file = Tokenizer.load(str(model)), Tokenizer.load(str(model / "tokenizer.json"))
-    assert folder.digest == file.digest
-    assert folder.chat(ASKED) == file.chat(ASKED)
+    monkeypatch.chdir(model)
+    for other in (file, Tokenizer.load("."), Tokenizer.load("tokenizer.json")):
+        assert (other.name, other.digest) == (folder.name, folder.digest) == ("small", folder.digest)
+        assert other.chat(ASKED) == folder.chat(ASKED)
 
 
 def test_a_chat_is_rendered_by_the_models_own_template(model: Path) -> None:
@@ -165,6 +181,23 @@ def test_a_config_that_makes_no_sense_is_told(model: Path, tmp_path: Path, confi
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(BadInput, match=message):
         Tokenizer.load(str(tmp_path))
+
+
+def test_without_a_network_half_of_a_tokenizer_in_the_cache_is_none(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its configuration it would have no chat template, and prompts come out as other ones."""
+
+    def offline(*_: str) -> str:
+        raise ConnectionError("Cannot reach the hub. Try later")
+
+    folder = Path(copytree(model, tmp_path / "cache"))
+    monkeypatch.setattr(hub, "commit", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    assert Tokenizer.load("maker/thing").template is not None
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(BadInput, match=r"^tokenizer: 'maker/thing' .*: no connection: Cannot reach the hub;"):
+        Tokenizer.load("maker/thing")
 
 
 # -- shared prefixes ---------------------------------------------------------------------------------------

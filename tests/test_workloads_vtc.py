@@ -126,9 +126,12 @@ def test_a_result_file_gives_what_was_asked_also_of_aborted_requests(tmp_path: P
         (lambda folder: results(folder, response(surprise=1)), "result.responses.0.surprise: unexpected"),
         (
             lambda folder: results(folder, response(adapter_dir="rank-")),
-            "responses.0.adapter_dir: .*match pattern",
+            "result.responses.0.adapter_dir: .*match pattern",
         ),
-        (lambda folder: results(folder, response(adapter_dir="x" * 600)), "adapter_dir: .*at most 512"),
+        (
+            lambda folder: results(folder, response(adapter_dir="x" * 600)),
+            "result.responses.0.adapter_dir: .*at most 512",
+        ),
         (lambda folder: results(folder, response(), duration=0), "config.duration: .*greater than 0"),
     ],
 )

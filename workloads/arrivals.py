@@ -137,8 +137,8 @@ class Ramp(_Open):
 
     def _at(self, done: float) -> float:
         """The share of the duration after which the share `done` of all arrivals is expected."""
-        area = done * (self.start + self.end)
-        return area / (self.start + math.sqrt(max(0.0, self.start**2 + (self.end - self.start) * area)))
+        start, end = (rate / (self.start + self.end) for rate in (self.start, self.end))
+        return done / (start + math.sqrt(max(0.0, start**2 + (end - start) * done)))
 
 
 class Steps(_Open):
@@ -165,10 +165,15 @@ class Steps(_Open):
             yield min(float(np.interp(even / duration, done, edges)), math.nextafter(duration, 0))
 
 
+SHORTEST = 1e-3
+"""Seconds that a phase lasts at least."""
+PhaseSeconds = Annotated[Positive, Field(ge=SHORTEST)]
+
+
 class Phase(Part):
     """`seconds` of one process. Its `rate` is relative to those of the other phases; 0 is silence."""
 
-    seconds: Annotated[Positive, Field(ge=1e-3)]
+    seconds: PhaseSeconds
     rate: NonNegative = 1.0
     arrivals: Annotated[Constant | Poisson | Gamma | OnOff | Ramp | Steps, *ByKind] = Poisson()
 
@@ -192,9 +197,13 @@ class Phases(_Open):
     def times(self, rate: float, duration: float, rng: Generator) -> Iterator[float]:
         units = math.fsum(phase.rate * seconds for _, seconds, phase in self._spans(duration))
         for start, seconds, phase in self._spans(duration):
-            if phase.rate:
-                own = rate * duration * phase.rate / units
+            own = rate * duration * phase.rate / units if units else 0.0
+            if own:
                 yield from (start + time for time in phase.arrivals.times(own, seconds, rng))
+
+    def count(self, duration: float) -> float:
+        """About how many phases the duration has."""
+        return len(self.phases) * duration / math.fsum(phase.seconds for phase in self.phases)
 
     def _spans(self, duration: float) -> Iterator[tuple[float, float, Phase]]:
         """Beginning, length and phase, until the duration is over."""

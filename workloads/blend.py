@@ -9,7 +9,9 @@ parts:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import cached_property
 from heapq import merge
@@ -19,12 +21,26 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from suite.errors import BadInput
-from suite.trace import REPLY, Header, Request, Segment, Trace, checked
+from suite.trace import MOST_LETTERS, REPLY, Header, Request, Segment, Trace, checked
 from suite.validation import at
 from workloads.family import Family
 from workloads.part import Name
 from workloads.spec import load
 from workloads.streams import stream
+
+_specs: ContextVar[tuple[str, ...]] = ContextVar("the specs around the part that is loaded", default=())
+
+
+@contextmanager
+def _around(spec: str | None) -> Iterator[None]:
+    """Load a part within. Raises `BadInput` if its spec holds the same spec again."""
+    if spec in _specs.get():
+        raise BadInput(f"{spec} is a part of itself; take it out")
+    token = _specs.set((*_specs.get(), spec) if spec else _specs.get())
+    try:
+        yield
+    finally:
+        _specs.reset(token)
 
 
 class Ingredient(BaseModel):
@@ -47,7 +63,8 @@ class Ingredient(BaseModel):
         if (self.spec is None) == (self.family is None):
             raise ValueError(f"{self.name!r}: give a `spec` or a `family`, one of the two")
         try:
-            _ = self.workload
+            with _around(self.spec):
+                _ = self.workload
         except BadInput as error:
             raise ValueError(f"{self.name!r}: {error}") from None
         return self
@@ -115,7 +132,7 @@ def _said(header: Header) -> dict[str, Any]:
 def _renamed(trace: Trace, part: str) -> Trace:
     """The trace with every name in it made that part's."""
     alone = len(trace.clients) == 1
-    clients = {client: part if alone else f"{part}/{client}" for client in trace.clients}
+    clients = {client: part if alone else _name(client, part) for client in trace.clients}
     misbehaving = tuple(clients[client] for client in trace.header.misbehaving)
     return Trace(
         replace(trace.header, misbehaving=misbehaving),
@@ -127,14 +144,27 @@ def _renamed(trace: Trace, part: str) -> Trace:
 def _request(request: Request, client: str, part: str) -> Request:
     return replace(
         request,
-        id=f"{part}/{request.id}",
+        id=_name(request.id, part),
         client=client,
         prompt=tuple(Segment(_segment(id, part), tokens) for id, tokens in request.prompt),
-        session=None if request.session is None else f"{part}/{request.session}",
-        after=tuple(f"{part}/{id}" for id in request.after),
+        session=None if request.session is None else _name(request.session, part),
+        after=tuple(_name(id, part) for id in request.after),
     )
 
 
 def _segment(id: str, part: str) -> str:
     """The id of a segment in the blend: of a reply, that of the reply to the request renamed."""
-    return f"{REPLY}{part}/{id.removeprefix(REPLY)}" if id.startswith(REPLY) else f"{part}/{id}"
+    return _short(REPLY + _name(id.removeprefix(REPLY), part)) if id.startswith(REPLY) else _name(id, part)
+
+
+def _name(name: str, part: str) -> str:
+    return _short(f"{part}/{name}")
+
+
+def _short(name: str) -> str:
+    """The name, if a trace can hold it."""
+    if len(name) > MOST_LETTERS:
+        raise BadInput(
+            f"{name[:40]!r}... has more than {MOST_LETTERS} characters; give the part a shorter name"
+        )
+    return name

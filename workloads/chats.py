@@ -33,7 +33,8 @@ from workloads.text import Exchange, Ids, Tokenizer, found
 
 MESSAGE_RULE = (
     "white space around messages is dropped, and so is what comes before the user's first message but for a "
-    "system message; a chat ends before the first message that is empty, out of turn or without a reply"
+    "system message; a chat ends before the first message that is empty, out of turn or without a reply; one "
+    "that the tokenizer's chat template refuses is left out"
 )
 PREFIX_RULE = (
     "found in the token ids of the prompts; a reply is one where a later prompt repeats it id for id"
@@ -125,11 +126,15 @@ class Chats(Hub, ABC):
 
     @cached_property
     def _recorded(self) -> _Recorded:
-        tokenizer, counts, heard = self.text(), Counter[str](), []
+        counts, heard, refused = Counter[str](), list[_Heard](), list[BadInput]()
         for chat in self.chats():
             messages = cleaned(chat.messages)
-            with at(f"{self.place()}, {chat.id}"):
-                exchanges = _exchanges(chat.id, messages, tokenizer)
+            try:
+                with at(f"{self.place()}, {chat.id}"):
+                    exchanges = _exchanges(chat.id, messages, self.served_tokenizer)
+            except BadInput as error:
+                refused.append(error)
+                continue
             short = [*takewhile(self._fits, exchanges)]
             counts["messages_dropped"] += len(chat.messages) - len(messages)
             counts["turns_too_long"] += len(exchanges) - len(short)
@@ -137,9 +142,13 @@ class Chats(Hub, ABC):
             if short:
                 heard.append(_Heard(chat, short, [one.time for one in messages if one.role == "assistant"]))
         if not heard:
-            few = "" if self.longest is None else f" of at most {self.longest} tokens"
-            raise BadInput(f"{self.place()}: no chat in it has a question and a reply{few}")
+            raise refused[0] if refused else self._nothing_left()
+        counts["chats_refused"] = len(refused)
         return _woven(heard, counts)
+
+    def _nothing_left(self) -> BadInput:
+        few = "" if self.longest is None else f" of at most {self.longest} tokens"
+        return BadInput(f"{self.place()}: no chat in it has a question and a reply{few}")
 
     def _fits(self, one: Exchange) -> bool:
         return self.longest is None or len(one.prompt) + len(one.reply) <= self.longest
@@ -177,7 +186,12 @@ def _exchanges(id: str, messages: Sequence[Said], tokenizer: Tokenizer) -> list[
     said = [{"role": one.role, "content": one.content} for one in messages]
     replies = [place for place, one in enumerate(messages) if one.role == "assistant"]
     return [
-        Exchange(f"{id}/{turn}", tokenizer.chat(said[:place]), tokenizer.ids(said[place]["content"]), id)
+        Exchange(
+            f"{id}/{turn}",
+            np.array(tokenizer.chat(said[:place]), np.int32),
+            np.array(tokenizer.ids(said[place]["content"]), np.int32),
+            id,
+        )
         for turn, place in enumerate(replies)
     ]
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from suite.trace import MOST_TOKENS, Segment
 from workloads.arrivals import Arrivals
 from workloads.lengths import Lengths
-from workloads.part import Clientele, Name, NonNegative, Part, Positive, Weight
+from workloads.part import LEAST, Clientele, Name, NonNegative, Part, Positive, Weight
 from workloads.streams import stream
 
 
@@ -44,6 +44,15 @@ class Counted(Part):
     def _one_share_each(self) -> Self:
         if isinstance(self.skew, tuple) and len(self.skew) != self.count:
             raise ValueError(f"skew has {len(self.skew)} shares for {self.count} clients; give one to each")
+        return self
+
+    @model_validator(mode="after")
+    def _some_share_each(self) -> Self:
+        if isinstance(self.skew, float) and zipf(self.count, self.skew)[-1] < LEAST:
+            raise ValueError(
+                f"skew {self.skew:g} leaves the last of {self.count} clients no share of the rate; take a "
+                f"smaller one"
+            )
         return self
 
     def named(self) -> tuple[Named, ...]:

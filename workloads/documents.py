@@ -77,10 +77,15 @@ class Documents(Wording, ABC):
         for one in self.questions():
             asked[one.document].append(one)
         kept = [questions for document, questions in asked.items() if self._fits(document)]
+        if not kept:
+            raise BadInput(
+                f"{self.place()}: all {len(asked)} documents have more than {self.longest} tokens; raise "
+                f"`longest`"
+            )
         return _Library(kept, len(asked) - len(kept))
 
     def _fits(self, document: str) -> bool:
-        return self.longest is None or len(self.text().ids(document)) <= self.longest
+        return self.longest is None or len(self.served_tokenizer.ids(document)) <= self.longest
 
 
 class _Library(NamedTuple):

@@ -16,7 +16,7 @@ from suite.collector import collector_paused
 from suite.errors import BadInput
 from suite.trace import MOST_SECONDS, Header, Request, Trace, checked
 from suite.validation import at
-from workloads.arrivals import Arrivals, ClosedLoop, Poisson, Start
+from workloads.arrivals import Arrivals, ClosedLoop, Phases, Poisson, Start
 from workloads.clients import Client, Clients, Counted, resolve
 from workloads.misbehaviour import Misbehaviour, misbehaving, wrongs
 from workloads.part import MOST_REQUESTS, Name, Part, Positive
@@ -136,6 +136,17 @@ class Synthetic(Family):
             raise ValueError(
                 f"it would make about {made:.2g} requests, more than {MOST_REQUESTS:,}; make the rate (or "
                 f"the concurrency), load, duration, factor or programs smaller"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_can_be_gone_through(self) -> Self:
+        processes = (client.arrivals for client in self.resolved)
+        phases = sum(one.count(self.duration) for one in processes if isinstance(one, Phases))
+        if phases > MOST_REQUESTS:
+            raise ValueError(
+                f"arrivals: {self.duration:g} s make about {phases:.2g} phases, more than {MOST_REQUESTS:,}; "
+                f"make the phases longer"
             )
         return self
 

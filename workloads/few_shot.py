@@ -7,6 +7,7 @@ examples are one head that every prompt of the task shares.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, partial
 from itertools import count
 from typing import Annotated, Self
 
@@ -44,16 +45,16 @@ class FewShot(Synthetic):
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's questions, each on its own."""
-        heads = [self._head(client, task, seed) for task in range(self.tasks)]
+        head = cache(partial(self._head, client, seed))
         chances = zipf(self.tasks, self.popularity)
         rng = stream(seed, "questions", client.name)
         for number in count():
             id = f"{client.name}/{number}"
-            head = heads[rng.choice(self.tasks, p=chances)]
+            examples = head(int(rng.choice(self.tasks, p=chances)))
             question = Segment(f"question:{id}", self.question_tokens.draw(rng))
-            yield [Request(id, client.name, 0.0, (*head, question), self.output_tokens.draw(rng))]
+            yield [Request(id, client.name, 0.0, (*examples, question), self.output_tokens.draw(rng))]
 
-    def _head(self, client: Client, task: int, seed: int) -> tuple[Segment, ...]:
+    def _head(self, client: Client, seed: int, task: int) -> tuple[Segment, ...]:
         whose: Whose = "shared" if task < self.common_tasks else "client"
         return tuple(
             client.prefix_segment(f"example:{task}:{shot}", whose, self.example_tokens, seed)

@@ -23,7 +23,7 @@ class Finished(Family):
     @model_validator(mode="after")
     def _file_is_there(self) -> Self:
         if not Path(self.file).is_file():
-            raise ValueError("no such trace file")
+            raise ValueError(f"file: no such trace file {self.file!r}")
         return self
 
     @property

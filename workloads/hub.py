@@ -14,20 +14,24 @@ from functools import cached_property
 from glob import escape
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError, model_validator
+from pydantic_core import from_json
 
 from suite import hub
 from suite.errors import BadInput, did_you_mean
 from suite.validation import first_problem, spot
 from workloads.family import Family
+from workloads.json_array import elements, holds_array
 from workloads.part import Count, Name
-from workloads.recorded import digest, located
+from workloads.recorded import digest, files_in, located
 from workloads.text import Tokenizer
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-"""What reads a file of which ending."""
+_BUILDERS = {".json": "json", ".jsonl": "text", ".csv": "csv", ".parquet": "parquet"}
+"""What of `datasets` reads a file of which ending. JSON lines and arrays are parsed here: `json` wants
+all lines to have the same columns, and an array to fit into memory."""
 
 
 class HubRows(Family, ABC):
@@ -91,13 +95,17 @@ class HubRows(Family, ABC):
 
     def streamed(self) -> Iterator[Any]:
         """The same rows one by one; there may be none."""
-        adapter = TypeAdapter(self.COLUMNS)
-        with hub.quiet():
+        import datasets
+        import huggingface_hub
+
+        columns: Any = Annotated[self.COLUMNS, BeforeValidator(_parsed)]
+        adapter = TypeAdapter(columns)
+        with hub.quiet(datasets), hub.quiet(huggingface_hub):
             for number, row in enumerate(islice(self._raw(), self.limit), start=1):
                 try:
                     yield adapter.validate_python(row)
                 except ValidationError as error:
-                    raise BadInput(f"{self.place()}, row {number}: {_problem(error, row)}") from None
+                    raise BadInput(f"{self.place()}, row {number}: {_problem(error)}") from None
 
     def place(self) -> str:
         """How messages name the source of the rows."""
@@ -117,15 +125,29 @@ class HubRows(Family, ABC):
         rows = "all rows" if self.limit is None else f"the first {self.limit} rows"
         return f"{source}; {where}; licence {self.terms()}; {self.SPLIT}, {rows}"
 
-    def _raw(self) -> Iterator[Mapping[str, Any]]:
+    def _raw(self) -> Iterator[Mapping[str, Any] | str]:
         return self._from_hub() if self.file is None else _from_files(located(self.file))
 
     def _from_hub(self) -> Iterator[Mapping[str, Any]]:
+        name = self.repository()
+        if Path(name).exists():  # `datasets` would take it in place of the hub
+            raise BadInput(f"{name}: there is a folder of that name here; give it as `file`, or go elsewhere")
         commit = self.commit
         try:
-            yield from _streamed(self.repository(), self.config(), self.FILES, self.SPLIT, commit)
+            yield from self._at(commit)
         except Exception as error:
             raise self._refusal(error) from None
+
+    def _at(self, commit: str) -> Iterator[Mapping[str, Any]]:
+        from huggingface_hub import HfFileSystem
+
+        if self.FILES is not None and self.FILES.endswith(".json"):
+            path = f"datasets/{self.repository()}@{commit}/{self.FILES}"
+            with HfFileSystem().open(path) as opened:
+                if holds_array(opened):
+                    yield from elements(opened)
+                    return
+        yield from _streamed(self.repository(), self.config(), self.FILES, self.SPLIT, commit)
 
     def _refusal(self, error: Exception) -> BadInput:
         licence = (
@@ -143,57 +165,64 @@ class Hub(HubRows, ABC):
 
     tokenizer: Name
 
-    def text(self) -> Tokenizer:
-        """The tokenizer. Raises `BadInput` if it is not to be had, or the hub does not know the data set."""
+    @cached_property
+    def served_tokenizer(self) -> Tokenizer:
+        """`tokenizer`, loaded. Raises `BadInput` if it, or the data set, is not to be had."""
         if self.file is None:
             _ = self.commit
-        return self._tokenizer
+        return Tokenizer.load(self.tokenizer)
 
     def choices(self) -> dict[str, Any]:
         """What every data set says, the tokenizer by name and digest, and how it makes prompts, in words."""
-        served = self.text()
         return super().choices() | {
-            "tokenizer": served.name,
-            "tokenizer_sha256": served.digest,
-            "prompt_rule": served.rule,
+            "tokenizer": self.served_tokenizer.name,
+            "tokenizer_sha256": self.served_tokenizer.digest,
+            "prompt_rule": self.served_tokenizer.rule,
         }
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.tokenizer)
 
 
 def _streamed(
-    source: str, config: str | None, files: str | list[str] | None, split: str, revision: str | None = None
+    source: str, config: str | None, files: str | None, split: str, revision: str | None = None
 ) -> Iterable[Mapping[str, Any]]:
-    """The rows of a data set, none of which is kept in a cache."""
+    """The rows of a data set, none of which is put into a cache or taken from one."""
     from datasets import load_dataset
 
-    rows: Iterable[Mapping[str, Any]] = load_dataset(
-        source, config, data_files=files, split=split, revision=revision, streaming=True
-    )
-    return rows
+    with TemporaryDirectory() as empty, suppress(StopIteration):  # how it says that a file is empty
+        rows: Iterable[Mapping[str, Any]] = load_dataset(
+            source, config, data_files=files, split=split, revision=revision, cache_dir=empty, streaming=True
+        )
+        return rows
+    return ()
 
 
 # -- local copies ------------------------------------------------------------------------------------------
 
 
-def _from_files(path: Path) -> Iterator[Mapping[str, Any]]:
-    files = _files(path)
-    try:
-        yield from _streamed(
-            _BUILDERS[files[0].suffix], None, [escape(str(file.absolute())) for file in files], "train"
-        )
-    except StopIteration:  # how `datasets` says that a file is empty
-        return
-    except Exception as error:  # its errors, and pyarrow's, have no common base
-        raise BadInput(f"{path}: cannot be read: {hub.reason(error)}; mend it, or copy it again") from None
+def _from_files(path: Path) -> Iterator[Mapping[str, Any] | str]:
+    """The rows of local files, or the lines of JSON lines."""
+    for file in _files(path):
+        try:
+            yield from _from_file(file)
+        except Exception as error:  # those of `datasets` and of pyarrow have no common base
+            problem = f"cannot be read: {hub.reason(error)}; mend it, or copy it again"
+            raise BadInput(f"{file}: {problem}") from None
+
+
+def _from_file(file: Path) -> Iterator[Mapping[str, Any] | str]:
+    if file.suffix == ".json":
+        with file.open("rb") as opened:
+            if holds_array(opened):
+                yield from elements(opened)
+                return
+    builder = _BUILDERS[file.suffix]
+    rows = _streamed(builder, None, escape(str(file.absolute())), "train")
+    yield from (row["text"] for row in rows if row["text"].strip()) if builder == "text" else rows
 
 
 def _files(path: Path) -> list[Path]:
     """The file, or the files of a folder, in the order of their names."""
-    there = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [file for file in there if file.suffix in _BUILDERS and file.is_file()]
+    there = files_in(path) if path.is_dir() else [path]
+    files = [file for file in there if file.suffix in _BUILDERS]
     kinds = sorted({file.suffix for file in files})
     if not files:
         raise BadInput(f"{path}: no file to read; files of a data set end in {', '.join(_BUILDERS)}")
@@ -203,6 +232,16 @@ def _files(path: Path) -> list[Path]:
 
 
 # -- rows --------------------------------------------------------------------------------------------------
+
+
+def _parsed(row: Any) -> Any:
+    """A row, which is a line of JSON if it is text."""
+    if not isinstance(row, str):
+        return row
+    try:
+        return from_json(row)
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from None
 
 
 def _from_json(value: Any) -> Any:
@@ -216,9 +255,9 @@ Entry = BeforeValidator(_from_json)
 """Annotation of an object in a list: where not all have equal keys, `datasets` gives them as JSON."""
 
 
-def _problem(error: ValidationError, row: Mapping[str, Any]) -> str:
+def _problem(error: ValidationError) -> str:
     """The first problem: the column as the data set spells it, and what is wrong."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "missing" and len(first["loc"]) == 1:
-        return f"{spot(first)}: no such column; {did_you_mean(spot(first), row)}"
+        return f"{spot(first)}: no such column; {did_you_mean(spot(first), first['input'])}"
     return first_problem(error)

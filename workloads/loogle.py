@@ -8,6 +8,7 @@ shapes: one for each question (`context`, `question`, `answer`), or, in older co
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self
 
@@ -28,9 +29,14 @@ def _listed(value: Any) -> Any:
         raise ValueError("it spells no list of {Q, A}, nor is it 'none'") from None
 
 
+def _answered(value: Any) -> Any:
+    """An answer of several gaps (the task shortdep_cloze) as the JSON object that is asked for."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
 class _Pair(BaseModel):
     Q: str
-    A: str
+    A: Annotated[str, BeforeValidator(_answered)]
 
 
 class _Row(BaseModel):

@@ -10,9 +10,9 @@ from pydantic import Discriminator, Field, Tag
 
 from suite.errors import did_you_mean
 from suite.trace import Segment
-from workloads.arrivals import ClosedLoop, Phase, Phases
+from workloads.arrivals import SHORTEST, ClosedLoop, Phase, Phases, PhaseSeconds
 from workloads.clients import Client
-from workloads.part import ByKind, Count, Name, Part, Positive
+from workloads.part import ByKind, Count, Name, Part
 
 _Factor = Annotated[float, Field(ge=1, le=1e6, strict=True)]
 
@@ -44,7 +44,7 @@ class RecoveringFlood(Misbehaving):
 
     kind: Literal["recovering_flood"] = "recovering_flood"
     factor: _Factor
-    until: Positive
+    until: PhaseSeconds
 
 
 class AddedPrefix(Misbehaving):
@@ -101,7 +101,7 @@ def _worse(bad: Client, how: Wrong, duration: float) -> Client:
 
 def _flooding(bad: Client, how: RecoveringFlood, duration: float) -> Client:
     usual = duration - how.until
-    if usual <= 0:
+    if usual < SHORTEST:
         raise ValueError(
             f"misbehaviour.until: {how.until:g} s is not before the end at {duration:g} s; the flood would "
             f"never recover: take more_requests"

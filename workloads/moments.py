@@ -5,7 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+_TOO_LATE = 1e11
+"""Seconds that no clock shows."""
 
 
 def _unix(value: Any) -> Any:
@@ -17,5 +20,13 @@ def _unix(value: Any) -> Any:
     return value
 
 
-Moment = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_unix)]
+def _in_seconds(value: float) -> float:
+    if value >= _TOO_LATE:
+        raise ValueError(f"{value:.3g} seconds are beyond the year 5000; milliseconds, most likely")
+    return value
+
+
+Moment = Annotated[
+    float, Field(ge=0, allow_inf_nan=False), AfterValidator(_in_seconds), BeforeValidator(_unix)
+]
 """A time as a log has it: Unix seconds, seconds from some beginning, a date, or ISO 8601."""

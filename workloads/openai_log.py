@@ -23,12 +23,13 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, TypeAdapte
 
 from suite.errors import BadInput
 from suite.trace import REPLY, Request, Segment
+from suite.trace_records import MOST_LETTERS
 from suite.validation import at
 from workloads.moments import Moment
 from workloads.part import Name
 from workloads.recorded import ANONYMOUS, RecordedRows
-from workloads.rows import json_rows
-from workloads.text import Exchange, Found, Message, Tokenizer, found
+from workloads.rows import FewTokens, json_rows, none_left
+from workloads.text import Exchange, Found, Ids, Message, Tokenizer, found
 
 CLIENT_RULE = f"`user` of the request, else its `safety_identifier`, else {ANONYMOUS!r}"
 OUTPUT_RULE = (
@@ -50,8 +51,8 @@ class OpenAILog(RecordedRows):
 
     A client is what `client_field` names, a dotted path into the row ("headers.x-user-id"); without it the
     `user` of the request, or its `safety_identifier`. Text becomes token ids with `tokenizer`; a row whose
-    text was not logged, but its `usage`, is of the right length and shares nothing. Rows that failed, had no
-    output or asked with more than text are left out, and counted in the header.
+    text was not logged, but its `usage`, is of the right length, shares nothing and is of no session. Rows
+    that failed, had no output or asked with more than text are left out, and counted in the header.
     """
 
     SOURCE: ClassVar[str] = "request log in the shapes of the OpenAI API"
@@ -81,7 +82,8 @@ class OpenAILog(RecordedRows):
             sessions[call.id] = sessions[after[0]] if after else call.id
             output = outputs.get(f"{REPLY}{call.id}", call.output_tokens)
             whole = prompt or (Segment(f"prompt:{call.id}", call.prompt_tokens),)
-            yield Request(call.id, call.client, call.time, whole, output, sessions[call.id], after)
+            session = sessions[call.id] if prompt else None
+            yield Request(call.id, call.client, call.time, whole, output, session, after)
 
     def tokens(self, seed: int) -> Mapping[str, NDArray[np.int32]]:
         """The token ids of all prompts that were logged."""
@@ -97,33 +99,35 @@ class OpenAILog(RecordedRows):
                 counts[fate] += 1
                 if fate in (WITH_TEXT, LENGTHS_ONLY):
                     calls.append(self._call(f"row-{number:06}", entry))
+        if not calls:
+            raise none_left(str(self.path), counts)
         calls.sort(key=lambda call: call.time)
         calls = [call._replace(time=round(call.time - calls[0].time, 6)) for call in calls]
         exchanges = [Exchange(call.id, call.prompt, call.reply, call.client) for call in calls]
         return _Log(calls, found(exchanges), counts)
 
     def _call(self, id: str, entry: _Entry) -> _Call:
-        prompt = self._prompt(entry.request)
+        prompt = np.array(self._prompt(entry.request), np.int32)
         said = entry.response.text if entry.response else None
         usage = entry.response.usage if entry.response else None
         if usage is None and said is None:
             raise BadInput(
                 "response: neither `usage` nor `choices`, so its length is not known; log one of them"
             )
-        if usage is None and not prompt:
+        if not len(prompt) and not (usage and usage.prompt_tokens):
             raise BadInput(
                 "request: neither `messages` nor `prompt`, nor a `usage` that says how long it was"
             )
-        reply = self._tokenizer.ids(said) if said and prompt and (self.tokenizer or not usage) else []
+        reply = self._tokenizer.ids(said) if said and len(prompt) and (self.tokenizer or not usage) else []
         lengths = (usage.prompt_tokens, usage.completion_tokens) if usage else (len(prompt), len(reply))
-        return _Call(id, self._client(entry), entry.timestamp, prompt, reply, *lengths)
+        return _Call(id, self._client(entry), entry.timestamp, prompt, np.array(reply, np.int32), *lengths)
 
     def _prompt(self, asked: _Asked) -> list[int]:
         """The token ids of a prompt, none if it was not logged."""
         if asked.messages is not None:
             return self._tokenizer.chat(asked.chat())
         if isinstance(asked.prompt, str):
-            return self._tokenizer.ids(asked.prompt)
+            return self._tokenizer.whole(asked.prompt)
         return asked.prompt or []
 
     def _client(self, entry: _Entry) -> str:
@@ -132,8 +136,11 @@ class OpenAILog(RecordedRows):
         value: Any = entry.row
         for part in self.client_field.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if not isinstance(value, str | int):
-            raise BadInput(f"{self.client_field}: missing, so whose the request is cannot be told")
+        if not isinstance(value, str | int) or not 0 < len(str(value)) <= MOST_LETTERS:
+            raise BadInput(
+                f"{self.client_field}: names no client (got {str(value)[:60]!r}); "
+                f"a name is a text of 1 to {MOST_LETTERS} letters, or a number"
+            )
         return str(value)
 
     @cached_property
@@ -149,8 +156,8 @@ class _Call(NamedTuple):
     id: str
     client: str
     time: float
-    prompt: list[int]
-    reply: list[int]
+    prompt: Ids
+    reply: Ids
     prompt_tokens: int
     output_tokens: int
 
@@ -181,6 +188,7 @@ def _single(prompt: Any) -> Any:
 
 
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
+_User = Annotated[str, Field(max_length=MOST_LETTERS)]
 
 
 class _Piece(BaseModel):
@@ -211,8 +219,8 @@ class _Asked(BaseModel):
     messages: list[_Said] | None = None
     prompt: Annotated[str | list[_Id] | None, BeforeValidator(_single)] = None
     tools: list[dict[str, Any]] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
+    user: _User | None = None
+    safety_identifier: _User | None = None
 
     def chat(self) -> list[Message]:
         """The messages for a chat template: texts alone, tools as JSON in a system message before all."""
@@ -222,8 +230,8 @@ class _Asked(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: Annotated[int, Field(ge=1)]
-    completion_tokens: Annotated[int, Field(ge=0)]
+    prompt_tokens: FewTokens
+    completion_tokens: FewTokens
 
 
 class _Choice(BaseModel):
@@ -250,6 +258,7 @@ class _Entry(BaseModel):
         _Asked, Field(validation_alias=AliasChoices("request", "body")), BeforeValidator(_unwrapped)
     ]
     response: Annotated[_Answer | None, BeforeValidator(_unwrapped)] = None
+    error: Any = None
     row: dict[str, Any]
     """All that stands in the line."""
 
@@ -261,7 +270,7 @@ class _Entry(BaseModel):
     def fate(self) -> str:
         """`WITH_TEXT` or `LENGTHS_ONLY` if a request comes of it, else why none does."""
         answer, asked = self.response or _Answer(), self.request
-        if answer.error or (answer.status_code or 0) >= FAILED:
+        if self.error or answer.error or (answer.status_code or 0) >= FAILED:
             return "failed"
         if any(piece.type != "text" for said in asked.messages or () for piece in said.pieces):
             return "not_text_alone"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from suite.errors import did_you_mean
 from suite.trace import HEAVIEST, LIGHTEST, MOST_TOKENS
@@ -13,7 +13,17 @@ from suite.trace import HEAVIEST, LIGHTEST, MOST_TOKENS
 MOST_REQUESTS = 10_000_000
 """Requests that a spec may make, about."""
 
-Positive = Annotated[float, Field(gt=0, le=1e12, strict=True)]
+LEAST = 1e-30
+"""The least positive number: products and quotients of a few such neither vanish nor overflow."""
+
+
+def _no_crumb(value: float) -> float:
+    if value < LEAST:
+        raise ValueError(f"{value:g} is as good as nothing; take {LEAST:g} or more")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, le=1e12, strict=True), AfterValidator(_no_crumb)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12, strict=True)]
 Variation = Annotated[float, Field(ge=0, le=100, strict=True)]
 Weight = Annotated[float, Field(ge=LIGHTEST, le=HEAVIEST, strict=True)]

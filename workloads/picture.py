@@ -33,7 +33,7 @@ def picture(description: Description, path: Path, engine: Engine | None = None) 
         raise BadInput(f"{path}: a picture ends in .png or .pdf")
     with sns.axes_style("whitegrid"), matplotlib.rc_context({"font.size": 9}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = _page(description, engine)
+        figure = page(description, engine)
         save = _save_pdf if path.suffix == ".pdf" else _save_png
         write_atomically(path, lambda draft: save(figure, draft))
 
@@ -51,7 +51,8 @@ def _save_png(figure: Figure, path: Path) -> None:
     image.quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
-def _page(description: Description, engine: Engine | None) -> Figure:
+def page(description: Description, engine: Engine | None = None) -> Figure:
+    """The page as a figure: two rows of three, or the first row alone where nothing is shared."""
     hits = description.curve.enough > 0
     figure = Figure(figsize=(15, 7.5 if hits else 4), layout="constrained")
     axes = figure.subplots(2 if hits else 1, 3, squeeze=False)
@@ -83,7 +84,19 @@ def _title(description: Description, engine: Engine | None) -> Iterator[str]:
 
 
 def _rates(description: Description, ax: Axes) -> None:
-    edges = np.linspace(0, description.span or 1.0, _BINS + 1)
+    if description.span:
+        _rates_by_client(description, ax)
+    else:
+        _nothing(ax, "Request rate", "all requests come at once")
+
+
+def _nothing(ax: Axes, title: str, why: str) -> None:
+    ax.text(0.5, 0.5, why, ha="center", va="center", color="0.4")
+    ax.set(title=title, xticks=[], yticks=[])
+
+
+def _rates_by_client(description: Description, ax: Axes) -> None:
+    edges = np.linspace(0, description.span, _BINS + 1)
     width = edges[1] - edges[0]
     arrivals = description.requests.groupby("client", observed=True)["arrival"]
     colours = sns.color_palette("colorblind", _SHOWN)
@@ -105,8 +118,7 @@ def _lengths(description: Description, ax: Axes) -> None:
 
 def _sessions(description: Description, ax: Axes) -> None:
     if description.sessions.empty:
-        ax.text(0.5, 0.5, "no sessions: each request stands alone", ha="center", va="center", color="0.4")
-        ax.set(title="Sessions", xticks=[], yticks=[])
+        _nothing(ax, "Sessions", "no sessions: each request stands alone")
     else:
         _session_sizes(description.sessions, ax)
 
@@ -129,8 +141,11 @@ def _share_at_or_below(ax: Axes, values: pd.Series[int], label: str, **style: An
 
 
 def _logarithmic(ax: Axes) -> None:
+    """An axis of whole numbers, each decade as long."""
     ax.set_xscale("log")
     low, high = ax.get_xlim()
+    low = max(low, 0.8)
+    ax.set_xlim(left=low)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1_000 * low else (1,)))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_minor_formatter(NullFormatter())

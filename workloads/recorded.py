@@ -126,12 +126,22 @@ def located(file: str) -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the sorted names and digests of the files in it."""
+    """SHA-256 of a file; of a folder, over the names and digests of its files in order."""
     if path.is_dir():
-        lines = (f"{one.name} {digest(one)}\n" for one in sorted(path.iterdir()) if one.is_file())
+        lines = (f"{one.relative_to(path).as_posix()} {digest(one)}\n" for one in files_in(path))
         return sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, sorted; hidden ones are left out."""
+    there = sorted(folder.rglob("*"))
+    return [
+        one
+        for one in there
+        if one.is_file() and not any(part.startswith(".") for part in one.relative_to(folder).parts)
+    ]
 
 
 def traces_folder() -> Path:

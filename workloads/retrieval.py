@@ -7,6 +7,7 @@ decides what a prefix cache can keep: the contrast of `shuffled` and `ranked`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from itertools import count
 from typing import Literal, Self
 
@@ -37,20 +38,25 @@ class Retrieval(SharedDocument):
     order: Literal["shuffled", "ranked"] = "shuffled"
 
     @model_validator(mode="after")
-    def _no_more_retrieved_than_all(self) -> Self:
+    def _enough_to_retrieve(self) -> Self:
         if self.retrieved > self.documents:
             raise ValueError(f"retrieved: {self.retrieved} of {self.documents} documents")
+        if not zipf(self.documents, self.popularity)[self.retrieved - 1]:
+            raise ValueError(
+                f"popularity: at {self.popularity:g} the most popular documents are all that is ever found, "
+                f"fewer than {self.retrieved}; take a smaller one"
+            )
         return self
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's questions, each on its own."""
         system = client.prefix_segment("system", self.system, self.system_tokens, seed)
-        corpus = [self._document(client, number, seed) for number in range(self.documents)]
+        document = cache(partial(self._document, client, seed))
         chances = zipf(self.documents, self.popularity)
         rng = stream(seed, "questions", client.name)
         for number in count():
             id = f"{client.name}/{number}"
-            found = [corpus[rank] for rank in self._found(chances, rng)]
+            found = map(document, self._found(chances, rng))
             question = Segment(f"question:{id}", self.question_tokens.draw(rng))
             output = self.output_tokens.draw(rng)
             yield [Request(id, client.name, 0.0, (system, *found, question), output)]

@@ -6,15 +6,14 @@ of one request the deeper prefix is evicted first, as the engines do. A token th
 least so many tokens as its stack distance: itself and the tokens touched since it was last touched, each
 once (Mattson, Gecsei, Slutz and Traiger, 1970). One pass so gives the hits of all sizes.
 
-Tokens are never looked at one by one. Prompts are paths in a trie whose nodes are cut where any request
-ends its use of a segment. Along a path the time of the last touch never rises, so that a path falls into few
-*runs* last touched by one and the same request; within a run the distance grows by one a token. Time and
-memory are in proportion to the segments of all requests, as long as few lengths of one segment are in use: a
-use of it is as many touches as there are lengths up to its own.
+Tokens are never looked at one by one. Prompts are paths in a trie. Along a path the time of the last touch
+never rises, so that a path falls into few *runs* last touched by one and the same request; within a run the
+distance grows by one a token. Time and memory are in proportion to the segments of all requests.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +25,10 @@ from workloads.columns import Columns
 
 Ints = NDArray[np.int64]
 Rows = NDArray[np.int32]
-"""Numbers of requests or nodes, and sizes of nodes: in half the memory, there are many."""
+"""Numbers of requests or streams, and tokens: in half the memory, there are many."""
 
 NEVER = -1
 """The last touch of what was not touched before."""
-_LOW = (1 << 32) - 1
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -89,63 +87,51 @@ class Hits:
 
 def reuse(trace: Columns) -> tuple[Hits, Curve]:
     """Hits in an infinite cache, and the curve over cache size."""
-    touches = _touches(trace)
-    last, first = _history(touches)
-    return _hits(trace, touches, last, first), _curve(trace, touches, last)
+    uses = _uses(trace)
+    last, first = _histories(trace, uses)
+    return _hits(uses, first), _curve(trace, uses, last)
 
 
 # -- paths -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Touches:
-    """Touches of nodes that more than one request may touch: request by request, from the root down."""
-
-    request: Rows
-    node: Rows
-    tokens: Rows
-    """The size of the node."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Level:
-    """What requests touch with their n-th segment: of `request[i]` the nodes `first[i]` to `node[i]`, which
-    are the cuts of one segment at one place of the trie. `sizes` are the tokens of the level's nodes.
+class _Uses:
+    """What requests send with their segments: the first `tokens` of a `stream`, which is a segment at one
+    place of the trie. Streams that one request alone uses are left out.
     """
 
     request: Rows
-    first: Rows
-    node: Rows
-    sizes: Rows
+    stream: Rows
+    tokens: Rows
+    ragged: NDArray[np.bool_]
+    """Whether the stream is used with several lengths."""
 
 
-def _touches(trace: Columns) -> _Touches:
+def _uses(trace: Columns) -> _Uses:
+    """The uses, request by request and from the root down."""
     levels = list(_levels(trace))
-    request, first, node, sizes = (
-        np.concatenate([np.empty(0, np.int32), *(getattr(level, name) for level in levels)])
-        for name in ("request", "first", "node", "sizes")
-    )
-    order = np.argsort(request, kind="stable")
-    request, first, node = request[order], first[order], node[order]
-    nodes = _ranges(first, node + 1)
-    return _Touches(np.repeat(request, node + 1 - first), nodes, sizes[nodes])
+    order = np.argsort(np.concatenate([uses.request for uses in levels]), kind="stable")
+    columns = ("request", "stream", "tokens", "ragged")
+    return _Uses(*(np.concatenate([getattr(uses, name) for uses in levels])[order] for name in columns))
 
 
-def _levels(trace: Columns) -> Iterator[_Level]:
+def _levels(trace: Columns) -> Iterator[_Uses]:
     """Down the trie, one segment of every request at a time; who is alone at a place stays behind."""
     begins = np.cumsum(trace.path_lengths) - trace.path_lengths
     rows = np.arange(len(begins), dtype=np.int32)
     place = np.zeros(len(begins), np.int32)
-    nodes = level = 0
+    streams = level = 0
     while len(rows):
         at = begins[rows] + level
         stream, users = _numbered(place[rows], trace.segments[at])
         shared = users[stream] > 1
         rows, at, stream = rows[shared], at[shared], stream[shared]
-        last, first, sizes = _cut(stream, trace.tokens[at])
-        place[rows] = last + nodes
-        yield _Level(rows, first + np.int32(nodes), place[rows], sizes)
-        nodes, level = nodes + len(sizes), level + 1
+        tokens = trace.tokens[at]
+        ends, place[rows] = np.unique(stream << 32 | tokens, return_inverse=True)
+        lengths = np.bincount(ends >> 32)
+        yield _Uses(rows, (stream + streams).astype(np.int32), tokens, lengths[stream] > 1)
+        streams, level = streams + len(users), level + 1
         rows = rows[trace.path_lengths[rows] > level]
 
 
@@ -159,71 +145,142 @@ def _numbered(place: Rows, segment: Ints) -> tuple[Ints, Ints]:
     return number, users
 
 
-def _cut(stream: Ints, tokens: Rows) -> tuple[Rows, Rows, Rows]:
-    """Cut each stream at all lengths it is used with; pieces are numbered by stream, then by length.
+# -- histories ---------------------------------------------------------------------------------------------
 
-    Of each use its last piece and its first one; of each piece its tokens.
+
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """Uses in pieces of one history each, from the root down.
+
+    `use` is which one a piece is of; `by` is who touched it: the request that did so the last time before, or
+    the client that did so first.
     """
-    ends, last = np.unique(stream << 32 | tokens, return_inverse=True)
-    begins_stream = np.diff(ends >> 32, prepend=NEVER) > 0
-    sizes = np.where(begins_stream, ends & _LOW, np.diff(ends, prepend=0))
-    first = np.maximum.accumulate(np.where(begins_stream, np.arange(len(ends)), 0))
-    return last.astype(np.int32), first[last].astype(np.int32), sizes.astype(np.int32)
+
+    use: Ints
+    by: Rows
+    tokens: Rows
 
 
-def _ranges(first: Rows, end: Rows) -> Rows:
-    """first[0], ..., end[0] - 1, first[1], ..., end[1] - 1, ..."""
-    counts = end - first
-    begins = np.cumsum(counts) - counts
-    ranges: Rows = np.arange(counts.sum(), dtype=np.int32)
-    ranges += np.repeat((first - begins).astype(np.int32), counts)
-    return ranges
+def _histories(trace: Columns, uses: _Uses) -> tuple[_Pieces, _Pieces]:
+    """The last touches (NEVER where there was none), and the first touches of what was touched before."""
+    order = np.argsort(uses.stream, kind="stable")
+    ragged = uses.ragged[order]
+    even = _of_even(trace, uses, order[~ragged])
+    odd = _of_ragged(trace, uses, order[ragged])
+    last, first = (_together(*pieces) for pieces in zip(even, odd, strict=True))
+    return last, first
+
+
+def _together(one: _Pieces, other: _Pieces) -> _Pieces:
+    """The pieces of both, in order of uses."""
+    use = np.concatenate([one.use, other.use])
+    order = np.argsort(use, kind="stable")
+    by, tokens = np.concatenate([one.by, other.by]), np.concatenate([one.tokens, other.tokens])
+    return _Pieces(use[order], by[order], tokens[order])
+
+
+def _of_even(trace: Columns, uses: _Uses, order: Ints) -> tuple[_Pieces, _Pieces]:
+    """Last and first touches of uses that are as long as all of their stream, listed stream by stream."""
+    request, tokens = uses.request[order], uses.tokens[order]
+    begins = np.diff(uses.stream[order], prepend=NEVER) > 0
+    last = np.where(begins, np.int32(NEVER), np.roll(request, 1))
+    first = request[begins][np.cumsum(begins) - 1]
+    again = ~begins
+    return _Pieces(order, last, tokens), _Pieces(order[again], trace.client[first[again]], tokens[again])
+
+
+def _of_ragged(trace: Columns, uses: _Uses, order: Ints) -> tuple[_Pieces, _Pieces]:
+    """Last and first touches of uses of other lengths than their stream's others, listed stream by stream."""
+    lasts, firsts = array("i"), array("i")
+    request = uses.request[order]
+    columns = (uses.stream[order], order, request, trace.client[request], uses.tokens[order])
+    stream, history = NEVER, _Stream()
+    for number, use, sender, client, tokens in zip(*(column.tolist() for column in columns), strict=True):
+        if number != stream:
+            stream, history = number, _Stream()
+        for owner, size in history.owners(tokens):
+            firsts.extend((use, owner, size))
+        for last, size in history.touched(sender, client, tokens):
+            lasts.extend((use, last, size))
+    return _unfolded(lasts), _unfolded(firsts)
+
+
+def _unfolded(rows: array[int]) -> _Pieces:
+    return _Pieces(*np.asarray(rows, np.int32).reshape(-1, 3).T)
+
+
+class _Stream:
+    """Who touched the tokens of a stream: first, by client, and last, by request.
+
+    The deeper, the longer ago: the last touches are a stack of ends, the deepest at the bottom. A use takes
+    off those up to its own length and puts one on, so that all uses together take time in their number.
+    """
+
+    def __init__(self) -> None:
+        self._last: list[tuple[int, int]] = []
+        self._first: list[tuple[int, int]] = []
+
+    def owners(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """The clients that touched the first `tokens` first, each with how many; what is new is nobody's."""
+        begin = 0
+        for end, client in self._first:
+            if begin >= tokens:
+                return
+            yield client, min(end, tokens) - begin
+            begin = end
+
+    def touched(self, request: int, client: int, tokens: int) -> Iterator[tuple[int, int]]:
+        """Touch the first `tokens`: the requests that did so the last time before, each with how many."""
+        begin, stack = 0, self._last
+        while stack and stack[-1][0] <= tokens:
+            end, last = stack.pop()
+            yield last, end - begin
+            begin = end
+        if begin < tokens:
+            yield stack[-1][1] if stack else NEVER, tokens - begin
+        stack.append((tokens, request))
+        self._extend(client, tokens)
+
+    def _extend(self, client: int, tokens: int) -> None:
+        known, owner = self._first[-1] if self._first else (0, NEVER)
+        if tokens > known:
+            if client == owner:
+                self._first.pop()
+            self._first.append((tokens, client))
 
 
 # -- distances ---------------------------------------------------------------------------------------------
 
 
-def _history(touches: _Touches) -> tuple[Rows, Rows]:
-    """Of each touch, the requests that touched the same node the last time before (or NEVER) and first."""
-    order = np.argsort(touches.node, kind="stable")
-    request = touches.request[order]
-    begins = np.diff(touches.node[order], prepend=NEVER) > 0
-    last, first = np.empty_like(request), np.empty_like(request)
-    last[order] = np.where(begins, np.int32(NEVER), np.roll(request, 1))
-    first[order] = request[begins][np.cumsum(begins) - 1]
-    return last, first
+def _hits(uses: _Uses, first: _Pieces) -> Hits:
+    request = uses.request[first.use]
+    begins = _changes(request, first.by)
+    return Hits(request[begins], first.by[begins], _sums(first.tokens, begins))
 
 
-def _hits(trace: Columns, touches: _Touches, last: Rows, first: Rows) -> Hits:
-    again = last != NEVER
-    request, owner = touches.request[again], trace.client[first[again]]
-    begins = _changes(request, owner)
-    return Hits(request[begins], owner[begins], _sums(touches.tokens[again], begins))
-
-
-def _curve(trace: Columns, touches: _Touches, last: Rows) -> Curve:
+def _curve(trace: Columns, uses: _Uses, touches: _Pieces) -> Curve:
     """Closer than a run are the tokens touched by requests after its last touch, each counted where such a
     request touched it first: all runs before this one whose own last touch is not later than this one's,
     less all touches up to that request.
     """
-    last, tokens = _runs(trace, touches, last)
+    last, tokens = _runs(trace, uses, touches)
     again = last != NEVER
     touched = np.cumsum(trace.input_tokens + trace.output_tokens)
     closer = _before_and_not_above(last, tokens)[again] - touched[last[again]]
     return Curve(closer, tokens[again], int(trace.input_tokens.sum()))
 
 
-def _runs(trace: Columns, touches: _Touches, last: Rows) -> tuple[Rows, Ints]:
+def _runs(trace: Columns, uses: _Uses, touches: _Pieces) -> tuple[Rows, Ints]:
     """All that requests touch, request by request from the root down, in pieces last touched by one request:
     that request, and the tokens. What nobody else touches ends a request's path.
     """
-    requests = len(trace.client)
-    shared = np.bincount(touches.request, touches.tokens, requests).astype(int)
+    requests, request = len(trace.client), uses.request[touches.use]
+    shared = np.bincount(request, touches.tokens, requests).astype(int)
     alone = trace.input_tokens + trace.output_tokens - shared
-    begins = _changes(touches.request, last)
+    begins = _changes(request, touches.by)
     tokens = np.concatenate([_sums(touches.tokens, begins), alone])
-    order = np.argsort(np.concatenate([touches.request[begins], np.arange(requests)]), kind="stable")
-    return np.concatenate([last[begins], np.full(requests, NEVER, np.int32)])[order], tokens[order]
+    order = np.argsort(np.concatenate([request[begins], np.arange(requests)]), kind="stable")
+    return np.concatenate([touches.by[begins], np.full(requests, NEVER, np.int32)])[order], tokens[order]
 
 
 def _changes(x: Rows, y: Rows) -> Ints:

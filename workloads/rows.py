@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from suite.errors import BadInput
 from suite.trace import MOST_TOKENS
 from suite.validation import first_problem
+from workloads.part import MOST_REQUESTS
 
 Row = TypeVar("Row")
+Line = TypeVar("Line")
 Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
 """Tokens of a recorded request."""
 FewTokens = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
@@ -46,6 +48,12 @@ def dropped(rows: Sequence[Exchange]) -> dict[str, int]:
     return {"rows_without_tokens": sum(not succeeded(row) for row in rows)}
 
 
+def none_left(place: str, counts: Mapping[str, int]) -> BadInput:
+    """The error when none of the rows is to be replayed; `counts` says what they are."""
+    rows = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in sorted(counts.items()))
+    return BadInput(f"{place}: no row is left to replay ({rows or 'it is empty'}); give other rows, or more")
+
+
 def json_rows(
     path: Path,
     adapter: TypeAdapter[Row],
@@ -58,7 +66,7 @@ def json_rows(
     line and field.
     """
     with path.open("rb") as file:
-        for number, line in enumerate(islice(file, limit), start=1):
+        for number, line in enumerate(_first(file, limit, path), start=1):
             try:
                 row = adapter.validate_json(line)
             except ValidationError as error:
@@ -81,7 +89,7 @@ def csv_rows(
         if names not in [list(header) for header in headers]:
             wanted = " or ".join(repr(",".join(header)) for header in headers)
             raise BadInput(f"{path}:1: the columns are {','.join(names)!r}; they must be {wanted}")
-        for number, values in islice(lines, limit):
+        for number, values in _first(lines, limit, path):
             yield _checked(adapter, names, values, f"{path}:{number}")
 
 
@@ -101,6 +109,14 @@ def _csv(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
             yield ((rows.line_num, values) for values in rows)
         except (UnicodeDecodeError, csv.Error) as error:
             raise BadInput(f"{path}: cannot be read as CSV: {error}") from None
+
+
+def _first(lines: Iterable[Line], limit: int | None, path: Path) -> Iterator[Line]:
+    """The first `limit` lines. Raises `BadInput` if they are more than a trace may have."""
+    for number, line in enumerate(islice(lines, limit)):
+        if number == MOST_REQUESTS:
+            raise BadInput(f"{path}: has more than {MOST_REQUESTS:,} rows; keep the first ones with `limit`")
+        yield line
 
 
 def _checked(adapter: TypeAdapter[Row], names: Sequence[str], values: Sequence[str], place: str) -> Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -23,8 +24,9 @@ from workloads.hub import HubRows
 from workloads.moments import Moment
 from workloads.part import Name, Part
 from workloads.recorded import NOTHING_SHARED
+from workloads.rows import none_left
 
-Key = Name | tuple[Name, ...]
+Key = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
 """A column, or several whose values together tell things apart."""
 
 
@@ -60,7 +62,8 @@ class ServingLog(HubRows):
 
     `data_set` is its name on the hub, `licence` that of the data. `time` is the unit of its times; dates need
     none. `only` keeps the rows with these values, such as those of one model. Rows without a token in or out
-    are requests that failed; they are left out, and counted in the header.
+    are requests that failed; they are left out, as are those of more tokens than a trace can hold, and both
+    are counted in the header.
     """
 
     COLUMNS: ClassVar[Any] = dict[str, Any]
@@ -69,7 +72,7 @@ class ServingLog(HubRows):
     licence: Name = "its owner's"
     columns: Columns
     time: Literal["seconds", "milliseconds"] = "seconds"
-    only: dict[Name, str | int] = Field(default_factory=dict)
+    only: dict[Name, str | int | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _comes_from_somewhere(self) -> Self:
@@ -98,7 +101,7 @@ class ServingLog(HubRows):
     def requests(self, seed: int) -> Iterator[Request]:
         """The rows as requests, the same under every `seed`."""
         rows = self._log.rows
-        start = min((row.arrival for row in rows.values()), default=0.0)
+        start = min(row.arrival for row in rows.values())
         for number, row in rows.items():
             id, arrival = f"row-{number:06}", round(row.arrival - start, 6)
             yield Request(id, row.client, arrival, row.prompt(id), row.output_tokens, row.session)
@@ -109,14 +112,18 @@ class ServingLog(HubRows):
         for number, record in enumerate(self.streamed(), start=1):
             with at(f"{place}, row {number}"):
                 self._check_columns(record)
-                if any(str(record[name]) != str(value) for name, value in self.only.items()):
+                if any(_spelled(record[name]) != str(value) for name, value in self.only.items()):
                     log.left_out["other_rows"] += 1
                     continue
                 row = self._row(record)
-            if row.input_tokens and row.output_tokens:
-                log.rows[number] = row
-            else:
+            if not (row.input_tokens and row.output_tokens):
                 log.left_out["rows_without_tokens"] += 1
+            elif max(row.input_tokens, row.output_tokens) > MOST_TOKENS:
+                log.left_out["rows_too_long"] += 1
+            else:
+                log.rows[number] = row
+        if not log.rows:
+            raise none_left(place, log.left_out)
         return log
 
     @cached_property
@@ -137,8 +144,8 @@ class ServingLog(HubRows):
     def _row(self, record: Mapping[str, Any]) -> _Row:
         named = self.columns.named
         values = {field: _value(record, names) for field, names in named.items()}
-        if self.time == "milliseconds" and isinstance(values["arrival"], int | float):
-            values["arrival"] /= 1000
+        if self.time == "milliseconds":
+            values["arrival"] = _seconds(values["arrival"])
         try:
             return _row.validate_python(values)
         except ValidationError as error:
@@ -147,8 +154,11 @@ class ServingLog(HubRows):
 
 
 def _value(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """What stands in a column; what stands in several, joined."""
-    return record[names[0]] if len(names) == 1 else "/".join(str(record[name]) for name in names)
+    """What stands in a column; what stands in several, joined, if it stands in all."""
+    values = [record[name] for name in names]
+    if len(values) == 1:
+        return values[0]
+    return None if None in values else "/".join(map(_spelled, values))
 
 
 # -- a row -------------------------------------------------------------------------------------------------
@@ -159,11 +169,23 @@ def _nothing(value: Any) -> Any:
     return 0 if value is None or value != value else value
 
 
+def _seconds(value: Any) -> Any:
+    """Those of a number of milliseconds; a date as it is."""
+    with suppress(TypeError, ValueError):
+        return float(value) / 1000
+    return value
+
+
+def _spelled(value: Any) -> str:
+    """A value as text; whole numbers alike, as a column of them with empty cells holds floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _text(value: Any) -> Any:
-    return value if value is None else str(value)
+    return value if value is None else _spelled(value)
 
 
-_Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS), BeforeValidator(_nothing)]
+_Tokens = Annotated[int, Field(ge=0), BeforeValidator(_nothing)]
 _Label = Annotated[str, Field(min_length=1, max_length=400), BeforeValidator(_text)]
 
 

@@ -6,6 +6,7 @@ A request is one of its client's documents followed by a question of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, partial
 from itertools import count
 from typing import Annotated, Self
 
@@ -41,15 +42,15 @@ class SharedDocument(Synthetic):
 
     def sessions(self, client: Client, seed: int) -> Iterator[list[Request]]:
         """The client's questions, each on its own."""
-        library = [self._document(client, number, seed) for number in range(self.documents)]
+        document = cache(partial(self._document, client, seed))
         chances = zipf(self.documents, self.popularity)
         rng = stream(seed, "questions", client.name)
         for number in count():
             id = f"{client.name}/{number}"
-            document = library[rng.choice(self.documents, p=chances)]
+            asked = document(int(rng.choice(self.documents, p=chances)))
             question = Segment(f"question:{id}", self.question_tokens.draw(rng))
-            yield [Request(id, client.name, 0.0, (document, question), self.output_tokens.draw(rng))]
+            yield [Request(id, client.name, 0.0, (asked, question), self.output_tokens.draw(rng))]
 
-    def _document(self, client: Client, number: int, seed: int) -> Segment:
+    def _document(self, client: Client, seed: int, number: int) -> Segment:
         whose: Whose = "shared" if number < self.common_documents else "client"
         return client.prefix_segment(f"document:{number}", whose, self.document_tokens, seed)

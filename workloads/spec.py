@@ -157,12 +157,10 @@ def _first_problem(error: ValidationError, data: Any) -> str:
     first = error.errors(include_url=False)[0]
     field = _field(first["loc"], data)
     if first["type"] == "missing":
-        return f"{'.'.join(filter(None, (field, str(first['loc'][-1]))))}: missing"
+        field = ".".join(filter(None, (field, str(first["loc"][-1]))))
     if first["type"] == "union_tag_invalid":
         tag, known = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "").split(", ")
         return f"{field}: no kind {tag!r}; {did_you_mean(tag, known)}"
-    if first["type"] == "model_attributes_type":
-        return f"{field}: input should be a mapping (got {str(first['input'])[:60]!r})"
     return f"{field}: {said(first)}".removeprefix(": ")
 
 

@@ -48,9 +48,10 @@ Ids: TypeAlias = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer of a served model. Special tokens are those that stand in the text; none is added."""
+    """The tokenizer of a served model."""
 
     name: str
+    """Of its folder, or on the hub without the organisation's."""
     digest: str
     """SHA-256 over the tokenizer's file and its chat template."""
     template: str | None
@@ -71,7 +72,9 @@ class Tokenizer:
         template = _template(file.with_name("chat_template.jinja"), config, name)
         content = file.read_bytes()
         digest = sha256(content + (template or "").encode()).hexdigest()
-        return cls(Path(name).name, digest, template, _special(config), _inner(content, name))
+        local = Path(name).expanduser().exists()
+        called = file.parent.resolve().name if local else Path(name).name
+        return cls(called, digest, template, _special(config), _inner(content, name))
 
     @property
     def rule(self) -> str:
@@ -82,8 +85,16 @@ class Tokenizer:
         return f"the tokenizer's chat template{dated}"
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of a text."""
+        """The token ids of a text within a prompt: special tokens are those that stand in it."""
         ids: list[int] = self.inner.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def whole(self, text: str) -> list[int]:
+        """The token ids of a text that is the whole prompt, as of the completions endpoint.
+
+        They have the special tokens that the tokenizer puts around one.
+        """
+        ids: list[int] = self.inner.encode(text).ids
         return ids
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
@@ -149,7 +160,7 @@ def _file(name: str) -> Path:
 
 def _from_hub(name: str) -> Path:
     try:
-        return hub.fetched(name, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        return hub.fetched(name, "tokenizer.json", "tokenizer_config.json", also=["chat_template.jinja"])
     except Exception as error:  # the hub's errors have no common base
         raise BadInput(
             f"tokenizer: {name!r} is no folder with a tokenizer.json, and not to be had from the hub: "

@@ -38,7 +38,7 @@ class Wording(Hub, Verbatim, ABC):
 
     def length(self, text: str) -> int:
         """The tokens of a recorded answer, at least 1."""
-        return max(1, len(self.text().ids(text)))
+        return max(1, len(self.served_tokenizer.ids(text)))
 
     def choices(self) -> dict[str, Any]:
         """What every data set says, and where prefixes come from, in words."""
@@ -77,7 +77,7 @@ class Wording(Hub, Verbatim, ABC):
         return _Written(planned, prompts, shared.tokens)
 
     def _prompt(self, text: str) -> list[int]:
-        return self.text().chat([{"role": "user", "content": text}])
+        return self.served_tokenizer.chat([{"role": "user", "content": text}])
 
 
 class _Written(NamedTuple):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from suite.fetch import File, PublicTrace
+    from suite.trace import Trace
     from workloads.listing import Entry
 
 Settings: TypeAlias = Annotated[
@@ -38,13 +39,10 @@ def generate(
 
     Example: suite workload generate chat -o chat.jsonl --seed 1 --set load=2
     """
-    from suite import trace
     from suite.validation import assignments
     from workloads.spec import load
 
-    made = load(spec, assignments(settings or ())).generate(seed)
-    trace.write(made, out)
-    say(f"{out}: {len(made.requests)} requests of {len(made.clients)} clients, digest {made.digest[:12]}")
+    _write(load(spec, assignments(settings or ())).generate(seed), out)
 
 
 @app.command()
@@ -91,15 +89,20 @@ def import_(
 
     Example: suite workload import mooncake conversation_trace.jsonl -o x.parquet --set shape.stretch=8
     """
-    from suite import trace
     from suite.validation import assignments
     from workloads.spec import load
 
-    made = load({"family": family, "file": str(file)}, assignments(settings or ())).generate(seed)
+    _write(load({"family": family, "file": str(file)}, assignments(settings or ())).generate(seed), out)
+
+
+def _write(made: Trace, out: Path) -> None:
+    """Write a trace, and say what is in it and what became of its source's rows."""
+    from suite import trace
+
     trace.write(made, out)
     say(f"{out}: {len(made.requests)} requests of {len(made.clients)} clients, digest {made.digest[:12]}")
-    counts = made.header.choices.get("counts", {})
-    if counts:
+    counts = made.header.choices.get("counts")
+    if isinstance(counts, dict) and counts:
         say("counts: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()))
 
 
