@@ -22,7 +22,7 @@ from rich.table import Column, Table
 
 from suite import trace
 from suite.errors import BadInput
-from workloads.describe import describe
+from workloads.describing.describe import describe
 from workloads.family import Synthetic
 from workloads.spec import load
 

@@ -11,7 +11,7 @@ from suite.backends.kinds import backend_of
 from suite.backends.simulator import Simulator
 from suite.capacity import MOST_SERVED, capacity
 from suite.trace import Header, Request, Trace, stream
-from workloads.describe import Description, Engine, describe
+from workloads.describing.describe import Description, Engine, describe
 from workloads.finished import Finished
 from workloads.spec import load
 

@@ -23,9 +23,9 @@ from suite.report import tables
 from suite.report.html import Report
 from suite.trace import REPLY, Request, Trace, read, write
 from tests.mock_server import MockServer
-from workloads.chats import Said, cleaned
+from workloads.reading.chats import Said, cleaned
+from workloads.reading.text import Tokenizer
 from workloads.spec import load
-from workloads.text import Tokenizer
 
 TALK = [
     "what time is it",

@@ -20,11 +20,11 @@ from suite.capacity import capacity
 from suite.commands.workload import app
 from suite.errors import BadInput
 from suite.trace import REPLY, Header, Request, Segment, write
-from workloads.describe import Description, Engine, describe
-from workloads.describe_tables import load_line, printable, tables
-from workloads.picture import page, picture
+from workloads.describing.describe import Description, Engine, describe
+from workloads.describing.picture import page, picture
+from workloads.describing.summaries import Spread
+from workloads.describing.tables import load_line, printable, tables
 from workloads.spec import load
-from workloads.summaries import Spread
 
 
 def of(*requests: Request, misbehaving: tuple[str, ...] = ()) -> Description:

@@ -16,8 +16,8 @@ from text_models import saved_model
 from suite.content import Content
 from suite.errors import BadInput
 from suite.trace import REPLY, Request, Trace, read, write
+from workloads.reading.text import Tokenizer
 from workloads.spec import load
-from workloads.text import Tokenizer
 
 DOCUMENTS = [f"the {fox} fox says that the dog {n} is late. " * (3 + n) for n, fox in enumerate("abcdef")]
 PER_DOCUMENT = 5

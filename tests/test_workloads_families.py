@@ -12,7 +12,7 @@ from families import DOCUMENT, FAMILIES, FEW_SHOT, PLAIN, RETRIEVAL, WITH_PREFIX
 
 from suite.errors import BadInput
 from suite.trace import Segment, checked
-from workloads.clients import Client
+from workloads.parts.clients import Client
 from workloads.spec import load
 
 

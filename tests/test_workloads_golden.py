@@ -19,9 +19,9 @@ import pytest
 
 from suite.content import Content
 from workloads.family import Synthetic
-from workloads.lengths import Empirical
+from workloads.parts.lengths import Empirical
+from workloads.parts.streams import stream
 from workloads.spec import load
-from workloads.streams import stream
 
 HERE = Path(__file__).parent
 GOLDEN: dict[str, str] = json.loads((HERE / "golden_workloads.json").read_text())

@@ -25,7 +25,7 @@ from pydantic import Field
 from suite import hub
 from suite.errors import BadInput
 from suite.trace import Request, Segment
-from workloads.hub import Entry, HubRows
+from workloads.reading.hub import Entry, HubRows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from suite.errors import BadInput
 from suite.trace import Segment, Trace
-from workloads import rows
+from workloads.reading import rows
 from workloads.spec import load
 
 AZURE_2023 = """\

@@ -23,8 +23,8 @@ from suite.content import Content
 from suite.errors import BadInput
 from suite.policies import parse
 from suite.trace import REPLY, Request, Trace, read, write
+from workloads.reading.text import Tokenizer
 from workloads.spec import load
-from workloads.text import Tokenizer
 
 # -- serving logs ------------------------------------------------------------------------------------------
 

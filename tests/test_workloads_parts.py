@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from suite.trace import Segment
-from workloads.arrivals import (
+from workloads.parts.arrivals import (
     Arrivals,
     ClosedLoop,
     Constant,
@@ -25,10 +25,10 @@ from workloads.arrivals import (
     Steps,
     Think,
 )
-from workloads.clients import Client, Clients, Counted, Named, resolve, zipf
-from workloads.lengths import Lengths
-from workloads.misbehaviour import AddedPrefix, Excess, RecoveringFlood, Wrong, misbehaving
-from workloads.streams import stream
+from workloads.parts.clients import Client, Clients, Counted, Named, resolve, zipf
+from workloads.parts.lengths import Lengths
+from workloads.parts.misbehaviour import AddedPrefix, Excess, RecoveringFlood, Wrong, misbehaving
+from workloads.parts.streams import stream
 
 arrivals = TypeAdapter[Any](Arrivals)
 lengths = TypeAdapter[Any](Lengths)

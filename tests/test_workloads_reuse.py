@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from suite.backends.simulator import Simulator
 from suite.policies import parse
 from suite.trace import REPLY, Request, Segment
-from workloads.columns import columns
-from workloads.reuse import Curve, Hits, reuse
+from workloads.describing.columns import columns
+from workloads.describing.reuse import Curve, Hits, reuse
 from workloads.spec import load
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from suite.errors import BadInput
 from suite.trace import Trace
+from workloads.parts.streams import stream
+from workloads.reading.servegen_files import Rate
 from workloads.servegen import ServeGen
-from workloads.servegen_files import Rate
 from workloads.spec import load
-from workloads.streams import stream
 
 LENGTHS = {"0": {"input_tokens": "{10: 0.75, 30: 0.25}", "output_tokens": "{0: 0.5, 7: 0.5}"}}
 STEADY = "1.0,1.0,Gamma,1.0,1.0"

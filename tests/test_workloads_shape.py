@@ -18,7 +18,7 @@ from suite.errors import BadInput
 from suite.trace import Header, Request, Segment, Trace, checked
 from tests.tiny import TINY
 from workloads import shape
-from workloads.clients import zipf
+from workloads.parts.clients import zipf
 from workloads.programs import earliest, programs
 from workloads.shape import Shape
 from workloads.spec import load

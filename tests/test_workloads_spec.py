@@ -180,7 +180,7 @@ def test_the_listing_says_of_each_what_it_is_and_where_it_comes_from() -> None:
     assert kinds["finished"] == ("recorded", "")
     assert kinds["wildchat"][0] == "hub"
     what = next(entry.what for entry in specs if entry.name == "mooncake")
-    assert what.startswith("The conversation trace of Mooncake (FAST'25 release): 12,031 requests in")
+    assert what.startswith("Ten minutes of the conversation trace of Mooncake (FAST'25 release), slowed down")
 
 
 # -- errors ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suite.trace import REPLY, Request, Segment, Trace
-from workloads.clients import zipf
+from workloads.parts.clients import zipf
 from workloads.spec import load
 
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from suite import hub
 from suite.errors import BadInput
 from suite.trace import REPLY, Segment
-from workloads.text import Exchange, Found, Tokenizer, found
+from workloads.reading.text import Exchange, Found, Tokenizer, found
 
 ASKED = [{"role": "user", "content": "what time is it"}]
 ANSWERED = [*ASKED, {"role": "assistant", "content": "it is late"}, {"role": "user", "content": "good night"}]

@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter
 
 from suite.trace import Request, Segment
-from workloads.recorded import ANONYMOUS, NOTHING_SHARED, RecordedRows
-from workloads.rows import FewTokens, csv_rows, dropped, succeeded
+from workloads.reading.recorded import ANONYMOUS, NOTHING_SHARED, RecordedRows
+from workloads.reading.rows import FewTokens, csv_rows, dropped, succeeded
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter
 
 from suite.trace import Request
-from workloads.blocks import Blocks
-from workloads.recorded import ANONYMOUS, RecordedRows
-from workloads.rows import FewTokens, Number, dropped, json_rows, succeeded
+from workloads.reading.blocks import Blocks
+from workloads.reading.recorded import ANONYMOUS, RecordedRows
+from workloads.reading.rows import FewTokens, Number, dropped, json_rows, succeeded
 
 BLOCK = 16
 """Tokens a hash id stands for."""

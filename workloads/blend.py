@@ -24,9 +24,9 @@ from suite.errors import BadInput
 from suite.trace import MOST_LETTERS, REPLY, Header, Request, Segment, Trace, checked
 from suite.validation import at
 from workloads.family import Family
-from workloads.part import Name
+from workloads.parts.part import Name
+from workloads.parts.streams import stream
 from workloads.spec import load
-from workloads.streams import stream
 
 _specs: ContextVar[tuple[str, ...]] = ContextVar("the specs around the part that is loaded", default=())
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, TypeAdapter
 
 from suite.trace import Request, Segment
-from workloads.recorded import ANONYMOUS, NOTHING_SHARED, QuantisedRows
-from workloads.rows import FewTokens, csv_rows, dropped, succeeded
-from workloads.streams import stream
+from workloads.parts.streams import stream
+from workloads.reading.recorded import ANONYMOUS, NOTHING_SHARED, QuantisedRows
+from workloads.reading.rows import FewTokens, csv_rows, dropped, succeeded
 
 _CALL = ("Model", "Request tokens", "Response tokens", "Total tokens", "Log Type")
 HEADERS = (("Timestamp", *_CALL), ("Timestamp", "Session ID", "Elapsed time", *_CALL))

@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from suite.trace import Request
-from workloads.arrivals import ThinkTime
-from workloads.chats import Chat, Chats, Conversation, Said
-from workloads.hub import Entry
-from workloads.streams import stream
+from workloads.parts.arrivals import ThinkTime
+from workloads.parts.streams import stream
+from workloads.reading.chats import Chat, Chats, Conversation, Said
+from workloads.reading.hub import Entry
 
 
 @dataclass(frozen=True, slots=True)

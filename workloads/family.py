@@ -16,12 +16,12 @@ from suite.collector import collector_paused
 from suite.errors import BadInput
 from suite.trace import MOST_SECONDS, Header, Request, Trace, checked
 from suite.validation import at
-from workloads.arrivals import Arrivals, ClosedLoop, Phases, Poisson, Start
-from workloads.clients import Client, Clients, Counted, resolve
-from workloads.misbehaviour import Misbehaviour, misbehaving, wrongs
-from workloads.part import MOST_REQUESTS, Name, Part, Positive
+from workloads.parts.arrivals import Arrivals, ClosedLoop, Phases, Poisson, Start
+from workloads.parts.clients import Client, Clients, Counted, resolve
+from workloads.parts.misbehaviour import Misbehaviour, misbehaving, wrongs
+from workloads.parts.part import MOST_REQUESTS, Name, Part, Positive
+from workloads.parts.streams import stream
 from workloads.shape import Shape
-from workloads.streams import stream
 
 
 class Family(Part, ABC):

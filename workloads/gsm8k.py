@@ -16,10 +16,10 @@ from pydantic import Field
 
 from suite.errors import BadInput
 from suite.trace import Request
-from workloads.clients import Client, Whose
-from workloads.dealing import dealt
-from workloads.streams import stream
-from workloads.wording import Wording
+from workloads.parts.clients import Client, Whose
+from workloads.parts.dealing import dealt
+from workloads.parts.streams import stream
+from workloads.reading.wording import Wording
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from suite.trace import Request
-from workloads.clients import Client
 from workloads.gsm8k import Mathematics
-from workloads.streams import stream
+from workloads.parts.clients import Client
+from workloads.parts.streams import stream
 from workloads.tree_of_thoughts import Trees
 
 

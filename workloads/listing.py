@@ -11,8 +11,8 @@ from suite.validation import read_yaml
 from workloads import spec
 from workloads.family import Family
 from workloads.finished import Finished
-from workloads.hub import HubRows
-from workloads.recorded import Recorded
+from workloads.reading.hub import HubRows
+from workloads.reading.recorded import Recorded
 
 KINDS = ("synthetic", "recorded", "hub")
 """Made up from parameters; recorded by somebody in a file; rows of a data set on the hub, or a copy of it."""

@@ -14,10 +14,10 @@ from numpy.random import Generator
 from pydantic import Field
 
 from suite.trace import REPLY, Request, Segment
-from workloads.clients import Client
 from workloads.family import Synthetic
-from workloads.lengths import Lengths
-from workloads.streams import stream
+from workloads.parts.clients import Client
+from workloads.parts.lengths import Lengths
+from workloads.parts.streams import stream
 
 
 class LLMJudge(Synthetic):

@@ -20,12 +20,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from suite.errors import BadInput
 from suite.trace import Request, Segment
 from suite.validation import first_problem
-from workloads.arrivals import ThinkTime
-from workloads.clients import Client
 from workloads.family import Synthetic
-from workloads.part import Count
-from workloads.recorded import Recorded
-from workloads.streams import stream
+from workloads.parts.arrivals import ThinkTime
+from workloads.parts.clients import Client
+from workloads.parts.part import Count
+from workloads.parts.streams import stream
+from workloads.reading.recorded import Recorded
 
 
 class Turn(NamedTuple):

@@ -14,11 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workloads.chats import Chat, Conversation, DealtChats, Said
-from workloads.clients import Client, Named, resolve
-from workloads.hub import Entry
-from workloads.misbehaviour import misbehaving, wrongs
-from workloads.streams import stream
+from workloads.parts.clients import Client, Named, resolve
+from workloads.parts.misbehaviour import misbehaving, wrongs
+from workloads.parts.streams import stream
+from workloads.reading.chats import Chat, Conversation, DealtChats, Said
+from workloads.reading.hub import Entry
 
 
 @dataclass(frozen=True, slots=True)

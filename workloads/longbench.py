@@ -12,8 +12,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from workloads.documents import Documents, Question
-from workloads.part import Name
+from workloads.parts.part import Name
+from workloads.reading.documents import Documents, Question
 
 
 @dataclass(frozen=True, slots=True)

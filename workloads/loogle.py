@@ -14,9 +14,9 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, model_validator
 
-from workloads.documents import Documents, Question
-from workloads.hub import Entry
-from workloads.part import Name
+from workloads.parts.part import Name
+from workloads.reading.documents import Documents, Question
+from workloads.reading.hub import Entry
 
 
 def _listed(value: Any) -> Any:

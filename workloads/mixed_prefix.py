@@ -12,11 +12,11 @@ from itertools import count
 from numpy.random import Generator
 
 from suite.trace import Request, Segment
-from workloads.clients import Client
 from workloads.family import Synthetic
-from workloads.lengths import Lengths
-from workloads.part import Count, Fraction
-from workloads.streams import stream
+from workloads.parts.clients import Client
+from workloads.parts.lengths import Lengths
+from workloads.parts.part import Count, Fraction
+from workloads.parts.streams import stream
 
 
 class MixedPrefix(Synthetic):

@@ -15,11 +15,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter
 
 from suite.trace import Request
-from workloads.blocks import Blocks
-from workloads.part import Count
-from workloads.recorded import ANONYMOUS, QuantisedRows
-from workloads.rows import Number, json_rows
-from workloads.streams import stream
+from workloads.parts.part import Count
+from workloads.parts.streams import stream
+from workloads.reading.blocks import Blocks
+from workloads.reading.recorded import ANONYMOUS, QuantisedRows
+from workloads.reading.rows import Number, json_rows
 
 BLOCK = 512
 """Tokens a hash id stands for."""

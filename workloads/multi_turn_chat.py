@@ -12,11 +12,11 @@ from itertools import count
 from numpy.random import Generator
 
 from suite.trace import REPLY, Request, Segment
-from workloads.arrivals import ThinkTime
-from workloads.clients import Client, Whose
 from workloads.family import Synthetic
-from workloads.lengths import Lengths
-from workloads.streams import stream
+from workloads.parts.arrivals import ThinkTime
+from workloads.parts.clients import Client, Whose
+from workloads.parts.lengths import Lengths
+from workloads.parts.streams import stream
 
 
 class MultiTurnChat(Synthetic):

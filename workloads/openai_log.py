@@ -25,11 +25,11 @@ from suite.errors import BadInput
 from suite.trace import REPLY, Request, Segment
 from suite.trace_records import MOST_LETTERS
 from suite.validation import at
-from workloads.moments import Moment
-from workloads.part import Name
-from workloads.recorded import ANONYMOUS, RecordedRows
-from workloads.rows import FewTokens, json_rows, none_left
-from workloads.text import Exchange, Found, Ids, Message, Tokenizer, found
+from workloads.parts.part import Name
+from workloads.reading.moments import Moment
+from workloads.reading.recorded import ANONYMOUS, RecordedRows
+from workloads.reading.rows import FewTokens, json_rows, none_left
+from workloads.reading.text import Exchange, Found, Ids, Message, Tokenizer, found
 
 CLIENT_RULE = f"`user` of the request, else its `safety_identifier`, else {ANONYMOUS!r}"
 OUTPUT_RULE = (

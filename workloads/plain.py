@@ -9,11 +9,11 @@ from typing import Self
 from pydantic import model_validator
 
 from suite.trace import Request, Segment
-from workloads.clients import Client
 from workloads.family import Synthetic
-from workloads.lengths import Lengths
-from workloads.misbehaviour import wrongs
-from workloads.streams import stream
+from workloads.parts.clients import Client
+from workloads.parts.lengths import Lengths
+from workloads.parts.misbehaviour import wrongs
+from workloads.parts.streams import stream
 
 
 class Plain(Synthetic):

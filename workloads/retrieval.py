@@ -16,11 +16,11 @@ from numpy.random import Generator
 from pydantic import model_validator
 
 from suite.trace import Request, Segment
-from workloads.clients import Client, Whose, zipf
-from workloads.lengths import Lengths
-from workloads.part import Count
+from workloads.parts.clients import Client, Whose, zipf
+from workloads.parts.lengths import Lengths
+from workloads.parts.part import Count
+from workloads.parts.streams import stream
 from workloads.shared_document import SharedDocument
-from workloads.streams import stream
 
 
 class Retrieval(SharedDocument):

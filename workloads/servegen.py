@@ -21,10 +21,10 @@ from numpy.random import Generator
 from pydantic import model_validator
 
 from suite.trace import Request, Segment
-from workloads.part import MOST_REQUESTS, NonNegative, Positive
-from workloads.recorded import NOTHING_SHARED, Recorded
-from workloads.servegen_files import Lengths, Rate, lengths, rates
-from workloads.streams import stream
+from workloads.parts.part import MOST_REQUESTS, NonNegative, Positive
+from workloads.parts.streams import stream
+from workloads.reading.recorded import NOTHING_SHARED, Recorded
+from workloads.reading.servegen_files import Lengths, Rate, lengths, rates
 
 _FILE = re.compile(r"chunk-(\d+)-trace\.csv")
 

@@ -20,11 +20,11 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model
 from suite.errors import BadInput, did_you_mean
 from suite.trace import MOST_TOKENS, Request, Segment
 from suite.validation import at, first_problem
-from workloads.hub import HubRows
-from workloads.moments import Moment
-from workloads.part import Name, Part
-from workloads.recorded import NOTHING_SHARED
-from workloads.rows import none_left
+from workloads.parts.part import Name, Part
+from workloads.reading.hub import HubRows
+from workloads.reading.moments import Moment
+from workloads.reading.recorded import NOTHING_SHARED
+from workloads.reading.rows import none_left
 
 Key = Name | Annotated[tuple[Name, ...], Field(min_length=1)]
 """A column, or several whose values together tell things apart."""

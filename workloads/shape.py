@@ -30,10 +30,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from suite.errors import BadInput
 from suite.trace import MOST_SECONDS, REPLY, Header, Request, Segment, Trace
 from suite.validation import at
-from workloads.clients import numbered, zipf
-from workloads.part import MOST_REQUESTS, Clientele, NonNegative, Part, Positive
+from workloads.parts.clients import numbered, zipf
+from workloads.parts.part import MOST_REQUESTS, Clientele, NonNegative, Part, Positive
+from workloads.parts.streams import stream
 from workloads.programs import earliest, programs
-from workloads.streams import stream
 
 CUT = "cut:"
 """What the reply to a request that was cut begins with, once it is an ordinary segment."""

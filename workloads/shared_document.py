@@ -13,11 +13,11 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from suite.trace import Request, Segment
-from workloads.clients import Client, Whose, zipf
 from workloads.family import Synthetic
-from workloads.lengths import Lengths
-from workloads.part import Count, NonNegative
-from workloads.streams import stream
+from workloads.parts.clients import Client, Whose, zipf
+from workloads.parts.lengths import Lengths
+from workloads.parts.part import Count, NonNegative
+from workloads.parts.streams import stream
 
 
 class SharedDocument(Synthetic):

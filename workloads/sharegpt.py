@@ -13,8 +13,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from workloads.chats import Chat, DealtChats, Said
-from workloads.hub import Entry
+from workloads.reading.chats import Chat, DealtChats, Said
+from workloads.reading.hub import Entry
 
 _ROLES = {
     "human": "user",

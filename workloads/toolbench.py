@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from workloads.chats import Chat, DealtChats, Said
-from workloads.hub import Entry
+from workloads.reading.chats import Chat, DealtChats, Said
+from workloads.reading.hub import Entry
 
 _ROLES = {"function": "user"}
 """Few chat templates know a function; what it gave back is said by the user."""

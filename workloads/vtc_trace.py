@@ -19,9 +19,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from suite.errors import BadInput
 from suite.trace import Request, Segment
 from suite.validation import first_problem
-from workloads.part import Count
-from workloads.recorded import NOTHING_SHARED, RecordedRows
-from workloads.rows import Tokens, csv_rows
+from workloads.parts.part import Count
+from workloads.reading.recorded import NOTHING_SHARED, RecordedRows
+from workloads.reading.rows import Tokens, csv_rows
 
 COLUMNS = ("arrival_s", "client", "input_tokens", "output_tokens")
 ABORTED = -1.0

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workloads.clients import zipf
+from workloads.parts.clients import zipf
 
 Parameters = Mapping[str, Any]
 

@@ -64,8 +64,8 @@ def describe(
     """
     from suite.describing import described
     from suite.validation import assignments
-    from workloads.describe_tables import load_line, tables
-    from workloads.picture import picture as draw
+    from workloads.describing.picture import picture as draw
+    from workloads.describing.tables import load_line, tables
 
     backend = {name: value for name, value in (("model", model), ("gpu", gpu)) if value is not None}
     description, engine = described(source, seed, assignments(settings or ()), backend)
@@ -149,7 +149,7 @@ def fetch(
     Example: suite workload fetch mooncake-conversation
     """
     from suite import fetch as fetching
-    from workloads.recorded import traces_folder
+    from workloads.reading.recorded import traces_folder
 
     known = fetching.registry(registry or fetching.PUBLIC)
     if name is None:

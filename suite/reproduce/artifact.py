@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from suite.results import REQUEST_COLUMNS
-from workloads.recorded import located
+from workloads.reading.recorded import located
 from workloads.vtc_trace import Response, published
 
 

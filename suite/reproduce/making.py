@@ -19,7 +19,7 @@ from suite.report import style
 from suite.reproduce.reproduction import Comparison, Reproduction
 from suite.reproduce.values import frame
 from suite.runner import Outcome
-from workloads.recorded import located
+from workloads.reading.recorded import located
 
 REFERENCE = Path("results/reference")
 """Where the folders go unless told otherwise, below the working directory."""

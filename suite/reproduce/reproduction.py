@@ -48,7 +48,7 @@ class Reproduction(ABC):
     experiments: ClassVar[tuple[str, ...]]
     """The ready experiments it needs, by name."""
     files: ClassVar[tuple[str, ...]] = ()
-    """Public files it reads, as `workloads.recorded.located` finds them."""
+    """Public files it reads, as `workloads.reading.recorded.located` finds them."""
 
     @abstractmethod
     def compare(self, runs: Mapping[str, Experiment]) -> Comparison:

@@ -3,7 +3,7 @@
 The ideal hit ratio is that of an infinite cache which holds everything sent before, in file order, prompts
 and replies alike: tokens of a prompt that agree with the beginning of something before, over all its tokens.
 A ratio of *blocks*, as some traces publish theirs, differs a little: a partial last block counts there as
-much as a whole one, and last blocks are nearly always new. What finite caches save is `workloads.reuse`'s.
+much as a whole one, and last blocks are nearly always new. What finite caches save is `reuse`'s.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from suite.trace import Header, Request
-from workloads.columns import NONE, Columns, columns
-from workloads.reuse import Curve, Hits, reuse
-from workloads.summaries import Summary, Tables, summaries
+from workloads.describing.columns import NONE, Columns, columns
+from workloads.describing.reuse import Curve, Hits, reuse
+from workloads.describing.summaries import Summary, Tables, summaries
 
 
 @dataclass(frozen=True, eq=False)

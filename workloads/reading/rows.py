@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from suite.errors import BadInput
 from suite.trace import MOST_TOKENS
 from suite.validation import first_problem
-from workloads.part import MOST_REQUESTS
+from workloads.parts.part import MOST_REQUESTS
 
 Row = TypeVar("Row")
 Line = TypeVar("Line")

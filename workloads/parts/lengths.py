@@ -16,7 +16,7 @@ from numpy.random import Generator
 from pydantic import BeforeValidator, Field, model_validator
 
 from suite.trace import MOST_TOKENS
-from workloads.part import ByKind, Count, NonNegative, Part, Variation
+from workloads.parts.part import ByKind, Count, NonNegative, Part, Variation
 
 
 class _Distribution(Part):

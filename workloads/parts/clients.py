@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from suite.trace import MOST_TOKENS, Segment
-from workloads.arrivals import Arrivals
-from workloads.lengths import Lengths
-from workloads.part import LEAST, Clientele, Name, NonNegative, Part, Positive, Weight
-from workloads.streams import stream
+from workloads.parts.arrivals import Arrivals
+from workloads.parts.lengths import Lengths
+from workloads.parts.part import LEAST, Clientele, Name, NonNegative, Part, Positive, Weight
+from workloads.parts.streams import stream
 
 
 def zipf(ranks: int, exponent: float) -> np.ndarray:

@@ -8,8 +8,8 @@ from math import isnan
 from rich.table import Table
 from rich.text import Text
 
-from workloads.describe import Description, Engine
-from workloads.summaries import WINDOW, Spread, Summary
+from workloads.describing.describe import Description, Engine
+from workloads.describing.summaries import WINDOW, Spread, Summary
 
 _SHOWN = 16
 """Clients that get a row of their own; the last row says how many more there are."""

@@ -15,14 +15,14 @@ from numpy.random import Generator
 from pydantic import model_validator
 
 from workloads.family import Family
-from workloads.part import Count, Name
+from workloads.parts.part import Count, Name
 
 ANONYMOUS = "anonymous"
 """The one client of a trace that names none; `shape.assign` deals its sessions to clients."""
 NOTHING_SHARED = "each prompt is a segment of its own; nothing is shared"
 """The rule for traces that say nothing of prefixes."""
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
+_REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Recorded(Family, ABC):

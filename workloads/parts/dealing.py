@@ -9,9 +9,9 @@ from typing import Self, TypeVar
 
 from pydantic import model_validator
 
-from workloads.clients import Client
 from workloads.family import Synthetic
-from workloads.streams import stream
+from workloads.parts.clients import Client
+from workloads.parts.streams import stream
 
 Thing = TypeVar("Thing")
 

@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 from suite.errors import BadInput
 from suite.trace import Request
-from workloads.clients import Client
-from workloads.dealing import dealt
-from workloads.part import Count
-from workloads.streams import stream
-from workloads.wording import Wording
+from workloads.parts.clients import Client
+from workloads.parts.dealing import dealt
+from workloads.parts.part import Count
+from workloads.parts.streams import stream
+from workloads.reading.wording import Wording
 
 
 class Question(NamedTuple):

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from suite.errors import BadInput
 from suite.trace import MOST_TOKENS
 from suite.validation import first_problem
-from workloads.rows import untitled_csv_rows
+from workloads.reading.rows import untitled_csv_rows
 
 COLUMNS = ("t", "rate", "cv", "pattern", "shape", "scale")
 _FLATTEST = 0.006

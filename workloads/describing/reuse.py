@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from workloads.columns import Columns
+from workloads.describing.columns import Columns
 
 Ints = NDArray[np.int64]
 Rows = NDArray[np.int32]

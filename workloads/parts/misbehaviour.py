@@ -10,9 +10,9 @@ from pydantic import Discriminator, Field, Tag
 
 from suite.errors import did_you_mean
 from suite.trace import Segment
-from workloads.arrivals import SHORTEST, ClosedLoop, Phase, Phases, PhaseSeconds
-from workloads.clients import Client
-from workloads.part import ByKind, Count, Name, Part
+from workloads.parts.arrivals import SHORTEST, ClosedLoop, Phase, Phases, PhaseSeconds
+from workloads.parts.clients import Client
+from workloads.parts.part import ByKind, Count, Name, Part
 
 _Factor = Annotated[float, Field(ge=1, le=1e6, strict=True)]
 

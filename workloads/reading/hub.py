@@ -24,10 +24,10 @@ from suite import hub
 from suite.errors import BadInput, did_you_mean
 from suite.validation import first_problem, spot
 from workloads.family import Family
-from workloads.json_array import elements, holds_array
-from workloads.part import Count, Name
-from workloads.recorded import digest, files_in, located
-from workloads.text import Tokenizer
+from workloads.parts.part import Count, Name
+from workloads.reading.json_array import elements, holds_array
+from workloads.reading.recorded import digest, files_in, located
+from workloads.reading.text import Tokenizer
 
 _BUILDERS = {".json": "json", ".jsonl": "text", ".csv": "csv", ".parquet": "parquet"}
 """What of `datasets` reads a file of which ending. JSON lines and arrays are parsed here: `json` wants
@@ -38,7 +38,7 @@ class HubRows(Family, ABC):
     """A workload made of the rows of a data set on the hub.
 
     `file` is a local copy in its place: a file (.json, .jsonl, .csv, .parquet) or a folder of such files of
-    one kind, with the same columns, looked up as `workloads.recorded.located` does. `revision` is a branch,
+    one kind, with the same columns, looked up as `recorded.located` does. `revision` is a branch,
     tag or commit of the data set; `limit` keeps the first so many rows.
     """
 
@@ -161,7 +161,7 @@ class HubRows(Family, ABC):
 
 
 class Hub(HubRows, ABC):
-    """Rows of text; `tokenizer` is the served model's, as `workloads.text.Tokenizer.load` takes it."""
+    """Rows of text; `tokenizer` is the served model's, as `text.Tokenizer.load` takes it."""
 
     tokenizer: Name
 

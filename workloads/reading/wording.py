@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suite.trace import Request, Segment
-from workloads.dealing import Verbatim
-from workloads.hub import Hub
-from workloads.text import Exchange, found
+from workloads.parts.dealing import Verbatim
+from workloads.reading.hub import Hub
+from workloads.reading.text import Exchange, found
 
 _ASKED = "asked:"
 

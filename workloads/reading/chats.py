@@ -23,13 +23,13 @@ from pydantic import model_validator
 from suite.errors import BadInput
 from suite.trace import REPLY, Request, Segment
 from suite.validation import at
-from workloads.arrivals import ThinkTime
-from workloads.clients import Client
-from workloads.dealing import Verbatim, dealt
-from workloads.hub import Hub
-from workloads.part import Count
-from workloads.streams import stream
-from workloads.text import Exchange, Ids, Tokenizer, found
+from workloads.parts.arrivals import ThinkTime
+from workloads.parts.clients import Client
+from workloads.parts.dealing import Verbatim, dealt
+from workloads.parts.part import Count
+from workloads.parts.streams import stream
+from workloads.reading.hub import Hub
+from workloads.reading.text import Exchange, Ids, Tokenizer, found
 
 MESSAGE_RULE = (
     "white space around messages is dropped, and so is what comes before the user's first message but for a "

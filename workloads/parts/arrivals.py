@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from pydantic import BeforeValidator, Field, model_validator
 
-from workloads.part import ByKind, Clientele, NonNegative, Part, Positive, Variation
+from workloads.parts.part import ByKind, Clientele, NonNegative, Part, Positive, Variation
 
 
 class Start(NamedTuple):

@@ -36,7 +36,7 @@ class Summary:
     Of each session (or program: all requests of one session) `session_requests` counts the requests, `depth`
     those of the longest chain of `after` within it, `width` the most that stand equally deep; `think` is the
     think time, in seconds, of every request that waits for others. `hit_ratio` is ideal (see
-    `workloads.describe`), `from_others` the part of the prompt tokens that hit what another client computed
+    `describe`), `from_others` the part of the prompt tokens that hit what another client computed
     first. Ratios of nothing are NaN.
     """
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from suite.errors import BadInput
 from suite.files import write_atomically
-from workloads.describe import Description, Engine
-from workloads.describe_tables import load_line, printable
+from workloads.describing.describe import Description, Engine
+from workloads.describing.tables import load_line, printable
 
 _SHOWN = 8
 """Clients that get a colour and a bar of their own; the page says when there are more."""

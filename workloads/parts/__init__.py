@@ -1,0 +1,1 @@
+"""What specs of synthetic workloads are made of: clients, arrivals, lengths, misbehaviour."""
