@@ -5,11 +5,27 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from suite.errors import BadInput, did_you_mean
-from suite.trace_records import REPLY, Header, Request, Row, Spelled
+from suite.trace_records import (
+    HEAVIEST,
+    LIGHTEST,
+    MOST_LETTERS,
+    MOST_SECONDS,
+    MOST_TOKENS,
+    REPLY,
+    Header,
+    Request,
+    Row,
+    Spelled,
+)
+from suite.validation import first_problem
+
+_requests = TypeAdapter(Request)
 
 
 def agreeing(
@@ -17,10 +33,11 @@ def agreeing(
 ) -> Iterator[tuple[int, Row]]:
     """The numbered rows as they come, each once it is seen to agree with those before it.
 
-    Ids are unique, `after` names earlier requests, a reply segment belongs to an ancestor and has the length
-    of its output, a client has one weight, `misbehaving` names clients of the trace, and a segment with real
-    token ids stands in a prompt and has enough of them. Raises `BadInput` naming the place of row i by
-    `place(i)`, that of the header by `place(-1)`.
+    Names and numbers are within the bounds of a file that can be read again, ids are unique, `after` names
+    earlier requests, a reply segment belongs to an ancestor and has the length of its output, a client has
+    one weight, `misbehaving` names clients of the trace, and a segment with real token ids stands in a prompt
+    and has enough of them. Raises `BadInput` naming the place of row i by `place(i)`, that of the header by
+    `place(-1)`.
     """
     ledger = _Ledger()
     i = -1
@@ -68,12 +85,19 @@ class _Ledger:
             return f"segment {row.segment!r} is a reply, whose tokens the engine makes; leave it out"
         if row.tokens.dtype != np.int32 or row.tokens.ndim != 1 or (row.tokens < 0).any():
             return f"segment {row.segment!r}: token ids are whole numbers from 0 below 2**31 in one row"
+        if len(row.tokens) > MOST_TOKENS:
+            return f"segment {row.segment!r}: {len(row.tokens)} token ids are more than {MOST_TOKENS}"
         self._spelled[row.segment] = len(row.tokens)
         self._unused.add(row.segment)
         return None
 
     def _take_request(self, request: Request) -> str | None:
-        problem = self._unfit(request) or self._misquoted(request) or self._unspelled(request)
+        problem = (
+            _excessive(request)
+            or self._unfit(request)
+            or self._misquoted(request)
+            or self._unspelled(request)
+        )
         if problem is None:
             self._numbers[request.id] = len(self._numbers)
             self._outputs.append(request.output_tokens)
@@ -128,3 +152,32 @@ class _Ledger:
                 return f"segment {id!r} has {tokens} tokens here, but only {known} token ids"
             self._unused.discard(id)
         return None
+
+
+def _excessive(request: Request) -> str | None:
+    """What a reader of the file would refuse, in its words."""
+    if _within_bounds(request):
+        return None
+    try:
+        _requests.validate_python(asdict(request) | {"prompt": [*map(tuple, request.prompt)]})
+    except ValidationError as error:
+        return first_problem(error)
+    return None
+
+
+def _within_bounds(request: Request) -> bool:
+    """What the reader's types say of a request, looked at in a fraction of the time."""
+    for id, tokens in request.prompt:
+        if not (0 < len(id) <= MOST_LETTERS and 0 < tokens <= MOST_TOKENS):
+            return False
+    return (
+        bool(request.prompt)
+        and 0 < len(request.id) <= MOST_LETTERS
+        and 0 < len(request.client) <= MOST_LETTERS
+        and (request.session is None or 0 < len(request.session) <= MOST_LETTERS)
+        and 0 < request.output_tokens <= MOST_TOKENS
+        and 0 <= request.arrival <= MOST_SECONDS
+        and 0 <= request.think <= MOST_SECONDS
+        and LIGHTEST <= request.weight <= HEAVIEST
+        and -(2**31) <= request.priority <= 2**31
+    )

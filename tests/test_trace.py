@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from suite import trace_parquet
 from suite.errors import BadInput
-from suite.trace import Header, Request, Segment, Trace, checked, read, stream, write
+from suite.trace import HEAVIEST, Header, Request, Segment, Trace, checked, read, stream, write
 
 FORMATS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -337,6 +337,56 @@ def test_a_trace_in_memory_is_checked_the_same() -> None:
     with pytest.raises(BadInput, match="request 2: id 'a/0' stands twice"):
         checked(twice)
     assert checked(chat()) == chat()
+
+
+LONG = "x" * 513
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": LONG}, "id: string should have at most 512 characters"),
+        ({"client": LONG}, "client: .*at most 512 characters"),
+        ({"client": ""}, "client: .*at least 1 character"),
+        ({"session": LONG}, "session: .*at most 512 characters"),
+        ({"session": ""}, "session: .*at least 1 character"),
+        ({"prompt": ()}, "prompt: .*at least 1 item"),
+        ({"prompt": (Segment("s", 1), Segment(LONG, 1))}, r"prompt\.1\.0: .*at most 512 characters"),
+        ({"prompt": (Segment("s", 0),)}, r"prompt\.0\.1: .*greater than or equal to 1"),
+        ({"prompt": (Segment("s", 10_000_001),)}, r"prompt\.0\.1: .*less than or equal to 10000000"),
+        ({"output_tokens": 0}, "output_tokens: .*greater than or equal to 1"),
+        ({"output_tokens": 10_000_001}, "output_tokens: .*less than or equal to 10000000"),
+        ({"arrival": -1.0}, "arrival: .*greater than or equal to 0"),
+        ({"arrival": float("nan")}, "arrival: .*finite"),
+        ({"think": 1.1e9}, "think: .*less than or equal to 1000000000"),
+        ({"weight": 0.0}, "weight: .*greater than or equal to"),
+        ({"priority": 2**31 + 1}, "priority: .*less than or equal to 2147483648"),
+    ],
+)
+def test_what_could_not_be_read_again_is_refused_in_memory(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    wrong = Trace(Header("t", 0, "hand"), (replace(chat().requests[2], **changes),))
+    with pytest.raises(BadInput, match=f"^request 1: {message}") as caught:
+        checked(wrong)
+    write(wrong, tmp_path / "t.parquet")
+    field = str(caught.value).split(": ")[1]
+    with pytest.raises(BadInput, match=rf"t\.parquet:1: {field}: "):
+        read(tmp_path / "t.parquet")
+
+
+def test_the_widest_trace_that_can_be_read_again_is_held(tmp_path: Path) -> None:
+    name = LONG[1:]
+    prompt = (Segment(name, 10_000_000),)
+    widest = Request(name, name, 1e9, prompt, 10_000_000, name, (), 1e9, HEAVIEST, -(2**31))
+    trace = checked(Trace(Header("t", 0, "hand"), (widest,)))
+    write(trace, tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet") == trace
+
+
+def test_more_token_ids_than_can_be_read_again_are_refused() -> None:
+    with pytest.raises(BadInput, match="header: segment 'text:b': 10000001 token ids are more than 10000000"):
+        checked(told(**{"text:b": np.zeros(10_000_001, np.int32)}))
 
 
 # -- damaged files -----------------------------------------------------------------------------------------

@@ -212,5 +212,5 @@ def test_names_that_come_out_too_long_to_be_read_again_are_refused(what: str, tm
         named["id"], named["client"], 1.0, prompt, 1, session=named["session"], after=(parent.id,)
     )
     blend = {"family": "blend", "parts": [{"name": "log", "spec": saved(tmp_path, parent, child)}]}
-    with pytest.raises(BadInput, match=r"part 'log': .*log/xxx.* more than 512 characters.* shorter name"):
+    with pytest.raises(BadInput, match=r"^workload 'blend': request [12]: .* at most 512 .*log/xxx"):
         load(blend).generate(0)

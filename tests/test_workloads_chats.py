@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import tracemalloc
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -167,6 +168,38 @@ def test_a_client_that_happens_to_run_out_begins_no_more(tmp_path: Path, model: 
     assert min(begun) < 11
 
 
+@pytest.mark.parametrize("family", ["sharegpt", "lmsys_chat", "wildchat", "chatbot_arena"])
+def test_no_text_is_kept(tmp_path: Path, family: str) -> None:
+    """Neither that of chats that count nor that of those the template refuses; 200 of each, 20 KB a chat."""
+    picky = "{% if messages[0].content == 'no' %}{{ raise_exception('no') }}{% endif %}a"
+    model = saved_model(tmp_path / "picky", picky)
+    said = [["no", "x" * 20_000], ["fox", "dog", "x" * 20_000]] * 200
+    rows = [
+        {
+            "conversations": [{"from": one["role"], "value": one["content"]} for one in openai(texts)],
+            "conversation": openai(texts),
+            "conversation_a": openai(texts),
+            "conversation_b": [],
+            "model": "m",
+            "judge": "j",
+            "tstamp": 1.0,
+            "hashed_ip": "i",
+            "timestamp": "2024-01-01T00:00:00",
+        }
+        for texts in said
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    spec = {"family": family, "file": str(tmp_path / "x.json"), "tokenizer": str(model)}
+    dealt = {"rate": 0.1, "duration": 10, "clients": 1}
+    more = {"think": 1} | (dealt if family in ("sharegpt", "lmsys_chat") else {})
+    load(spec | more | {"limit": 2}).choices()  # and what it imports
+    tracemalloc.start()
+    assert load(spec | more).choices()["counts"]["chats_refused"] == 200
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * 2**20
+
+
 @pytest.mark.parametrize("name", ["sharegpt_hub", "lmsys_chat", "wildchat", "chatbot_arena"])
 def test_ready_specs_take_a_copy(tmp_path: Path, model: Path, name: str) -> None:
     sharegpt(tmp_path, model), lmsys(tmp_path, model), wildchat(tmp_path, model), arena(tmp_path, model)
@@ -176,6 +209,22 @@ def test_ready_specs_take_a_copy(tmp_path: Path, model: Path, name: str) -> None
     trace = load(name, {"file": str(file), "tokenizer": str(model)} | short).generate(0)
     assert trace.tokens
     assert trace.header.choices["tokenizer"] == "small"
+
+
+def test_a_tokenizer_that_is_not_there_is_no_fault_of_a_chat(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for once, not for each of a million chats."""
+    asked = []
+
+    def load_tokenizer(name: str) -> Tokenizer:
+        asked.append(name)
+        raise BadInput(f"tokenizer: {name}: not there")
+
+    monkeypatch.setattr(Tokenizer, "load", load_tokenizer)
+    with pytest.raises(BadInput, match=rf"^tokenizer: {model}: not there$"):
+        sharegpt(tmp_path, model)
+    assert asked == [str(model)]
 
 
 def test_what_was_left_out_is_counted(tmp_path: Path, model: Path) -> None:
@@ -327,9 +376,7 @@ def test_wildchats_users_and_times_are_the_real_ones(tmp_path: Path, model: Path
     ]
     assert [r.after for r in in_file(trace)] == [(), ("row-000000/0",), ("row-000000/1",), (), ()]
     assert {r.think for r in trace.requests} == {0}
-    assert trace.header.choices["provenance"] == (
-        "allenai/WildChat-1M; local copy; licence ODC-BY; train, all rows"
-    )
+    assert trace.header.choices["provenance"] == "allenai/WildChat-1M; local copy; licence ODC-BY; all rows"
 
 
 def test_what_chats_share_is_found_across_users(tmp_path: Path, model: Path) -> None:

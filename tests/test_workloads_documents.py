@@ -229,7 +229,7 @@ def test_recorded_text_is_made_no_longer(loogle: Path, model: Path) -> None:
 def test_the_header_says_where_text_comes_from(loogle: Path, model: Path) -> None:
     choices = made("loogle", loogle, model, limit=20).header.choices
     assert choices["provenance"] == (
-        "bigai-nlco/LooGLE, shortdep_qa; local copy; licence CC BY-SA 4.0; test, the first 20 rows"
+        "bigai-nlco/LooGLE, shortdep_qa; local copy; licence CC BY-SA 4.0; the first 20 rows"
     )
     assert choices["counts"] == {"documents": 4, "documents_too_long": 0}
     assert (choices["file"], choices["tokenizer"]) == ("shortdep_qa.jsonl", "small")

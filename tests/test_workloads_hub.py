@@ -13,9 +13,11 @@ import tomllib
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -47,7 +49,7 @@ class Lines(HubRows):
     REPOSITORY: ClassVar[str] = "maker/things"
     CONFIG: ClassVar[str | None] = "small"
     LICENCE: ClassVar[str] = "MIT"
-    COLUMNS: ClassVar[type] = Row
+    COLUMNS: ClassVar[Any] = Row
 
     def requests(self, seed: int) -> Iterator[Request]:
         """A request of each row."""
@@ -59,6 +61,13 @@ class Secret(Lines):
     """The same, but only for those who have accepted a licence."""
 
     GATED: ClassVar[bool] = True
+
+
+class Table(Lines):
+    """The same, its rows being anything."""
+
+    CONFIG: ClassVar[str | None] = None
+    COLUMNS: ClassVar[Any] = dict[str, Any]
 
 
 ROWS: list[dict[str, Any]] = [{"name": f"row-{i}", "tokens": i + 1, "unused": None} for i in range(5)]
@@ -120,6 +129,61 @@ def test_nothing_is_left_in_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_limit_keeps_the_first_rows(tmp_path: Path) -> None:
     assert [row.tokens for row in lines(saved(tmp_path / "x.jsonl"), limit=2).rows()] == [1, 2]
+
+
+def table(file: Path | None, **parameters: Any) -> Table:
+    return Table(name="table", family="table", file=file and str(file), **parameters)
+
+
+def test_parquet_comes_in_batches_with_every_value_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across row groups too, the last batch being shorter; one row at a time takes seven times as long."""
+    rows = [
+        {
+            "at": None if i % 7 == 0 else datetime(2025, 1, 1, tzinfo=UTC) + timedelta(seconds=i),
+            "day": datetime(2025, 1, 1) + timedelta(microseconds=i),
+            "share": i / 3,
+            "talk": None if i % 5 == 0 else [{"who": "a", "what": None, "more": [[i], []]}] * (i % 3),
+        }
+        for i in range(2_345)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=700)
+    monkeypatch.setattr(datasets.IterableDataset, "__iter__", None)
+    assert table(tmp_path / "x.parquet").rows() == rows
+
+
+def test_a_wrong_row_of_parquet_is_named_beyond_a_batch(tmp_path: Path) -> None:
+    rows = [{"name": "x", "tokens": 1}] * 2_100 + [{"name": None, "tokens": 1}]
+    with pytest.raises(BadInput, match=r"x\.parquet, row 2101: name: input should be a valid string"):
+        lines(saved(tmp_path / "x.parquet", rows)).rows()
+
+
+def test_parquet_is_read_little_further_than_its_limit(tmp_path: Path) -> None:
+    """By a batch, and what pyarrow reads ahead."""
+    file = tmp_path / "x.parquet"
+    many = pa.Table.from_pylist([{"name": f"row-{i}", "tokens": 1} for i in range(4_000)])
+    pq.write_table(many, file, row_group_size=1_000, compression="none", use_dictionary=False)
+    whole = file.read_bytes()
+    broken = pq.read_metadata(file).row_group(3).column(0).data_page_offset
+    file.write_bytes(whole[:broken] + bytes([0xFF] * 64) + whole[broken + 64 :])
+    assert len(lines(file, limit=1_000).rows()) == 1_000
+    with pytest.raises(BadInput, match=r"x\.parquet: cannot be read: "):
+        lines(file, limit=3_001).rows()
+
+
+def test_csv_on_the_hub_may_change_its_columns_from_file_to_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As numbers and empty columns do; batches of them are refused by `datasets` when it knows the types."""
+    card = "---\ndataset_info:\n  features:\n  - name: a\n    dtype: float64\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    (tmp_path / "train-0.csv").write_text("a\n1\n2\n")
+    (tmp_path / "train-1.csv").write_text("a\n1.5\n")
+    monkeypatch.setattr(hub, "commit", lambda *_: None)
+    monkeypatch.setattr(Table, "REPOSITORY", f"{tmp_path}/")
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert table(None).rows() == [{"a": 1}, {"a": 2}, {"a": 1.5}]
 
 
 def test_entries_with_unequal_keys_are_read(tmp_path: Path) -> None:
@@ -197,7 +261,7 @@ def test_an_empty_file_of_a_folder_hides_no_other(tmp_path: Path) -> None:
 
 def test_the_header_says_where_the_rows_come_from(tmp_path: Path) -> None:
     choices = lines(saved(tmp_path / "x.jsonl"), limit=3).generate(0).header.choices
-    assert choices["provenance"] == "maker/things, small; local copy; licence MIT; train, the first 3 rows"
+    assert choices["provenance"] == "maker/things, small; local copy; licence MIT; the first 3 rows"
     assert (choices["file"], choices["limit"], len(choices["file_sha256"])) == ("x.jsonl", 3, 64)
     assert str(tmp_path) not in json.dumps(choices)
     other = lines(saved(tmp_path / "x.jsonl", ROWS[:3])).generate(0).header.choices
@@ -314,7 +378,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Serve:
             asked.append((place, how))
             if isinstance(answer, Exception):
                 raise answer
-            return answer
+            return datasets.IterableDataset.from_generator(lambda: iter(answer))
 
         monkeypatch.setattr("datasets.load_dataset", load_dataset)
         monkeypatch.setattr(hub, "commit", lambda repository, revision, kind: f"{kind}-{revision}")

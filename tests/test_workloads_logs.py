@@ -65,9 +65,7 @@ def test_rows_become_requests_in_order_of_their_times(tmp_path: Path, name: str)
     assert [request.output_tokens for request in trace.requests] == [2, 3, 5, 4]
     assert len({request.prompt[0].id for request in trace.requests}) == 4, "nothing is shared"
     assert trace.header.choices["prefix_rule"].endswith("nothing is shared")
-    assert (
-        trace.header.choices["provenance"] == "serving log; local copy; licence its owner's; train, all rows"
-    )
+    assert trace.header.choices["provenance"] == "serving log; local copy; licence its owner's; all rows"
 
 
 def test_sessions_are_those_of_the_table(tmp_path: Path) -> None:
@@ -324,6 +322,19 @@ def test_a_prompt_that_goes_on_from_a_reply_waits_for_it(
     assert (f"{REPLY}{first.id}", reply) in second.prompt
     assert (first.output_tokens, other.output_tokens, second.output_tokens) == (reply, 3, 4)
     assert first.session == second.session != other.session
+
+
+def test_a_reply_that_merges_with_the_space_before_it_is_waited_for(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ m.content if m.role != 'assistant' else ' ' + m.content + ' <|im_end|>' }}"
+        "{{ ' [/INST]' if m.role == 'user' }}{% endfor %}"
+    )
+    model = saved_model(tmp_path / "inst", template)
+    first, _, second = logged(tmp_path, conversation(), tokenizer=str(model)).requests
+    assert second.after == (first.id,)
+    reply = len(Tokenizer.load(str(model)).ids(" it is late"))
+    assert (f"{REPLY}{first.id}", reply) in second.prompt
+    assert first.output_tokens == reply
 
 
 def test_another_users_reply_is_not_waited_for(tmp_path: Path, model: Path) -> None:

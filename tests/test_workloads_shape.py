@@ -312,6 +312,13 @@ def test_copies_are_clients_of_the_same_kind(chats: Trace) -> None:
     assert np.mean(list(offsets.values())) == pytest.approx(7.5, abs=1.5)
 
 
+def test_copies_whose_names_could_not_be_read_again_are_refused(tmp_path: Path) -> None:
+    longest = Request("x" * 512, "c", 0.0, (Segment("s", 5),), 3)
+    trace.write(Trace(Header("t", 0, "hand"), (longest,)), tmp_path / "t.jsonl")
+    with pytest.raises(BadInput, match=r"^workload 't': request 2: id: .* at most 512 characters"):
+        shaped(tmp_path / "t.jsonl", replicate={"copies": 2})
+
+
 def test_prefixes_of_copies_are_their_own_or_shared() -> None:
     own = {one.id: one for one in step(hand_made(), replicate={"copies": 2}).requests}
     assert own["a1~1"].prompt == (Segment("ask~1", 10), Segment("reply:a0~1", 4))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from text_models import saved_model
+from text_models import CHATML, saved_model
 from tokenizers.processors import TemplateProcessing
 
 from suite import hub
@@ -119,6 +119,52 @@ def test_json_in_a_template_is_spelled_as_asked(tmp_path: Path) -> None:
     template = "{{ 'é' | tojson }}{{ {'b': 2, 'a': 1} | tojson(separators=(',', ':'), sort_keys=true) }}"
     tokenizer = Tokenizer.load(str(saved_model(tmp_path / "m", template)))
     assert spelled(tokenizer, tokenizer.chat(ASKED)) == '"é"{"a":1,"b":2}'
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content | trim + ' <|im_end|>' }}{% endif %}{% endfor %}"
+)
+"""As Llama 2's: a space stands between prompt and reply, and in no prompt's end."""
+RUNNING_ON = (
+    "{% for m in messages %}{{ m.role + ':' + m.content + 't' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""What follows a reply merges with its end."""
+
+
+@pytest.mark.parametrize("said", ["it is late", " it is late\n", "\n\nit", "what i", "é", "t"])
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2, RUNNING_ON, None])
+def test_a_reply_has_the_ids_that_later_prompts_have(tmp_path: Path, template: Any, said: str) -> None:
+    tokenizer = Tokenizer.load(str(saved_model(tmp_path / "m", template)))
+    answered = [*ASKED, {"role": "assistant", "content": said}, {"role": "user", "content": "good night"}]
+    prompt, later = tokenizer.chat(ASKED), tokenizer.chat(answered)
+    reply = tokenizer.reply(ASKED, said, prompt)
+    assert later[: len(prompt) + len(reply)] == prompt + reply
+    assert spelled(tokenizer, reply).strip().removesuffix("t") == said.strip().removesuffix("t")
+
+
+def test_white_space_before_a_reply_goes_into_its_first_token(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(str(saved_model(tmp_path / "m", LLAMA_2)))
+    alone, within = tokenizer.ids("it is late"), tokenizer.reply(ASKED, "it is late", tokenizer.chat(ASKED))
+    assert [spelled(tokenizer, [id]) for id in within] == [" it", " is", " late"]
+    assert [spelled(tokenizer, [id]) for id in alone] == ["i", "t", " is", " late"]
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[0].content }}", "the reply stands in no later prompt"),
+        ("{{ messages | length }}{{ messages[-1].content }}", "a later prompt begins otherwise"),
+        ("{% if messages | length > 1 %}{{ raise_exception('once') }}{% endif %}one", "it is refused"),
+        ("{{ 'i' }}{{ messages[1].content if messages | length > 1 }}", "the prompt's last token merges"),
+    ],
+)
+def test_a_reply_that_no_later_prompt_repeats_has_the_ids_of_its_text(
+    tmp_path: Path, template: str, why: str
+) -> None:
+    tokenizer = Tokenizer.load(str(saved_model(tmp_path / "m", template)))
+    assert tokenizer.reply(ASKED, "t is late", tokenizer.chat(ASKED)) == tokenizer.ids("t is late"), why
 
 
 def test_it_says_how_prompts_are_made(tmp_path: Path) -> None:
@@ -300,10 +346,18 @@ def test_replies_are_shared_by_those_alone_that_go_on_from_them(exchanges: list[
 def test_segments_are_named_by_what_stands_before_them(model: Path) -> None:
     made = found([Exchange("a", [1, 2, 3]), Exchange("b", [1, 2, 4])])
     head = made.prompts[0][0]
-    assert head == made.prompts[1][0] == Segment("text:34fb5c825de7ca4a", 2)
+    assert head == made.prompts[1][0] == Segment("text:782486f75e626020", 2)
     alone = found([Exchange("a", np.array([1, 2]))])
     assert alone.prompts == [(head,)], "the same text has the same name in any company"
     assert found([Exchange("a", [7, 2])]).prompts[0][0].id != head.id
+
+
+def test_segments_of_one_name_have_one_length(model: Path) -> None:
+    """What ends alike but begins elsewhere, as other prompts part elsewhere, is another segment."""
+    whole = found([Exchange("a", [1, 2, 3])]).prompts[0]
+    cut = found([Exchange("a", [1, 2, 3]), Exchange("b", [1, 9])]).prompts[0]
+    assert [tokens for _, tokens in whole + cut] == [3, 1, 2]
+    assert len({id for id, _ in whole + cut}) == 3
 
 
 def test_turns_of_a_chat_go_on_from_one_another(model: Path) -> None:

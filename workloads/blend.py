@@ -21,7 +21,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from suite.errors import BadInput
-from suite.trace import MOST_LETTERS, REPLY, Header, Request, Segment, Trace, checked
+from suite.trace import REPLY, Header, Request, Segment, Trace, checked
 from suite.validation import at
 from workloads.family import Family
 from workloads.parts.part import Name
@@ -108,7 +108,8 @@ class Blend(Family):
         misbehaving = tuple(name for trace in traces for name in trace.header.misbehaving)
         header = Header(self.name, seed, Path(self.family).stem, choices, misbehaving)
         tokens = {id: ids for trace in traces for id, ids in trace.tokens.items()}
-        return checked(Trace(header, requests, tokens))
+        with at(f"workload {self.name!r}"):
+            return checked(Trace(header, requests, tokens))
 
     def requests(self, seed: int) -> Sequence[Request]:
         """The requests of all parts."""
@@ -154,17 +155,8 @@ def _request(request: Request, client: str, part: str) -> Request:
 
 def _segment(id: str, part: str) -> str:
     """The id of a segment in the blend: of a reply, that of the reply to the request renamed."""
-    return _short(REPLY + _name(id.removeprefix(REPLY), part)) if id.startswith(REPLY) else _name(id, part)
+    return REPLY + _name(id.removeprefix(REPLY), part) if id.startswith(REPLY) else _name(id, part)
 
 
 def _name(name: str, part: str) -> str:
-    return _short(f"{part}/{name}")
-
-
-def _short(name: str) -> str:
-    """The name, if a trace can hold it."""
-    if len(name) > MOST_LETTERS:
-        raise BadInput(
-            f"{name[:40]!r}... has more than {MOST_LETTERS} characters; give the part a shorter name"
-        )
-    return name
+    return f"{part}/{name}"

@@ -62,7 +62,7 @@ class ChatbotArena(Chats):
 
     def chats(self) -> Iterator[Chat]:
         """The sides of each battle, one after the other."""
-        for number, row in enumerate(self.rows()):
+        for number, row in enumerate(self.streamed()):
             for side in _SIDES[self.models]:
                 messages = row.conversation_a if side == "a" else row.conversation_b
                 said = [Said(one.role, one.content, row.tstamp) for one in messages]

@@ -81,6 +81,6 @@ class LMSYSChat(DealtChats):
 
     def chats(self) -> Iterator[Chat]:
         """The rows as chats, each with its model as client."""
-        for number, row in enumerate(self.rows()):
+        for number, row in enumerate(self.streamed()):
             said = [Said(one.role, one.content) for one in row.conversation]
             yield Chat(f"row-{number:06}", row.model, said)

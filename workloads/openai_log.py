@@ -118,7 +118,8 @@ class OpenAILog(RecordedRows):
             raise BadInput(
                 "request: neither `messages` nor `prompt`, nor a `usage` that says how long it was"
             )
-        reply = self._tokenizer.ids(said) if said and len(prompt) and (self.tokenizer or not usage) else []
+        known = len(prompt) and (self.tokenizer or not usage)
+        reply = self._reply(entry.request, said, prompt) if said and known else []
         lengths = (usage.prompt_tokens, usage.completion_tokens) if usage else (len(prompt), len(reply))
         return _Call(id, self._client(entry), entry.timestamp, prompt, np.array(reply, np.int32), *lengths)
 
@@ -129,6 +130,11 @@ class OpenAILog(RecordedRows):
         if isinstance(asked.prompt, str):
             return self._tokenizer.whole(asked.prompt)
         return asked.prompt or []
+
+    def _reply(self, asked: _Asked, said: str, prompt: Ids) -> list[int]:
+        if asked.messages is None:
+            return self._tokenizer.ids(said)
+        return self._tokenizer.reply(asked.chat(), said, prompt.tolist())
 
     def _client(self, entry: _Entry) -> str:
         if self.client_field is None:

@@ -46,6 +46,6 @@ class ShareGPT(DealtChats):
 
     def chats(self) -> Iterator[Chat]:
         """The rows as chats."""
-        for number, row in enumerate(self.rows()):
+        for number, row in enumerate(self.streamed()):
             said = [Said(_ROLES.get(one.speaker, one.speaker), one.value) for one in row.conversations]
             yield Chat(f"row-{number:06}", "", said)

@@ -60,7 +60,7 @@ class WildChat(Chats):
 
     def chats(self) -> Iterator[Chat]:
         """The rows as chats; a reply without a time has that of its row, the last reply's."""
-        for number, row in enumerate(self.rows()):
+        for number, row in enumerate(self.streamed()):
             said = [
                 Said(one.role, one.content, _seconds(one.timestamp or row.timestamp))
                 for one in row.conversation

@@ -126,24 +126,26 @@ class Chats(Hub, ABC):
 
     @cached_property
     def _recorded(self) -> _Recorded:
-        counts, heard, refused = Counter[str](), list[_Heard](), list[BadInput]()
+        counts, heard, refusal = Counter(chats_refused=0), list[_Heard](), ""
+        tokenizer = self.served_tokenizer
         for chat in self.chats():
             messages = cleaned(chat.messages)
             try:
                 with at(f"{self.place()}, {chat.id}"):
-                    exchanges = _exchanges(chat.id, messages, self.served_tokenizer)
+                    exchanges = [*_exchanges(chat.id, messages, tokenizer)]
             except BadInput as error:
-                refused.append(error)
+                counts["chats_refused"] += 1
+                refusal = refusal or str(error)
                 continue
             short = [*takewhile(self._fits, exchanges)]
             counts["messages_dropped"] += len(chat.messages) - len(messages)
             counts["turns_too_long"] += len(exchanges) - len(short)
             counts["chats_dropped"] += not short
             if short:
-                heard.append(_Heard(chat, short, [one.time for one in messages if one.role == "assistant"]))
+                times = [one.time for one in messages if one.role == "assistant"]
+                heard.append(_Heard(chat.id, chat.client, short, times))
         if not heard:
-            raise refused[0] if refused else self._nothing_left()
-        counts["chats_refused"] = len(refused)
+            raise BadInput(refusal) if refusal else self._nothing_left()
         return _woven(heard, counts)
 
     def _nothing_left(self) -> BadInput:
@@ -155,9 +157,10 @@ class Chats(Hub, ABC):
 
 
 class _Heard(NamedTuple):
-    """A chat in token ids, and the times of its replies."""
+    """A chat in token ids, without its text, and the times of its replies."""
 
-    chat: Chat
+    id: str
+    client: str
     exchanges: list[Exchange]
     times: list[float]
 
@@ -182,18 +185,13 @@ def cleaned(messages: Sequence[Said]) -> list[Said]:
     return [*system, *whole] if whole else []
 
 
-def _exchanges(id: str, messages: Sequence[Said], tokenizer: Tokenizer) -> list[Exchange]:
+def _exchanges(id: str, messages: Sequence[Said], tokenizer: Tokenizer) -> Iterator[Exchange]:
     said = [{"role": one.role, "content": one.content} for one in messages]
     replies = [place for place, one in enumerate(messages) if one.role == "assistant"]
-    return [
-        Exchange(
-            f"{id}/{turn}",
-            np.array(tokenizer.chat(said[:place]), np.int32),
-            np.array(tokenizer.ids(said[place]["content"]), np.int32),
-            id,
-        )
-        for turn, place in enumerate(replies)
-    ]
+    for turn, place in enumerate(replies):
+        prompt = tokenizer.chat(said[:place])
+        reply = tokenizer.reply(said[:place], said[place]["content"], prompt)
+        yield Exchange(f"{id}/{turn}", np.array(prompt, np.int32), np.array(reply, np.int32), id)
 
 
 def _woven(heard: Sequence[_Heard], counts: Counter[str]) -> _Recorded:
@@ -201,14 +199,14 @@ def _woven(heard: Sequence[_Heard], counts: Counter[str]) -> _Recorded:
     shared = found([exchange for one in heard for exchange in one.exchanges])
     prompts = iter(shared.prompts)
     conversations = []
-    for chat, exchanges, times in heard:
+    for id, client, exchanges, times in heard:
         turns = tuple(
             Turn(one.id, next(prompts), max(1, len(one.reply)), time)
             for one, time in zip(exchanges, times, strict=False)
         )
         counts["later_turns"] += len(turns) - 1
         counts["later_turns_that_repeat_the_reply"] += sum(map(_repeats, turns))
-        conversations.append(Conversation(chat.id, chat.client, turns))
+        conversations.append(Conversation(id, client, turns))
     return _Recorded(tuple(conversations), shared.tokens, counts)
 
 

@@ -9,14 +9,14 @@ those prompts alone that go on from the request it answers.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from jinja2 import Template, TemplateError
@@ -29,12 +29,8 @@ from numpy.typing import NDArray
 from suite import hub
 from suite.errors import BadInput
 from suite.trace import REPLY, Segment
+from workloads.reading.radix import MARK, Tree, key_of
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-TEXT = "text:"
-"""How the ids of segments of real text begin."""
 TODAY = datetime(2024, 7, 26)
 """What chat templates that ask for the date are told, so that a prompt has the same bytes every day."""
 
@@ -103,8 +99,35 @@ class Tokenizer:
         Without a chat template each message is "role:", its content and a newline, and "assistant:" ends the
         prompt. Raises `BadInput` if the template refuses the messages, or makes nothing of them.
         """
-        if self.template is None:
-            return self._plain(messages)
+        return self._plain(messages) if self.template is None else self.ids(self._rendered(messages))
+
+    def reply(self, messages: Sequence[Message], said: str, prompt: Sequence[int]) -> list[int]:
+        """The token ids of the reply to the messages, whose prompt is `prompt`, as later prompts have them.
+
+        White space that a template puts before a reply, or what it puts after it, may merge with its first or
+        last token. A reply that no later prompt repeats after this one has the ids of its text alone.
+        """
+        later = self._went_on(messages, said)
+        within = self.inner.encode(later, add_special_tokens=False)
+        if not prompt or within.ids[: len(prompt)] != [*prompt]:
+            return self.ids(said)
+        rest = later[within.offsets[len(prompt) - 1][1] :].lstrip()
+        words = next(filter(rest.startswith, (said.lstrip(), said.strip())), "")
+        if not words:
+            return self.ids(said)
+        end = len(later) - len(rest) + len(words)
+        ids: list[int] = within.ids[len(prompt) : bisect_left(within.offsets, (end,))]
+        return ids
+
+    def _went_on(self, messages: Sequence[Message], said: str) -> str:
+        """A later prompt as text, empty if there is no template or it refuses one."""
+        more = [{"role": "assistant", "content": said}, {"role": "user", "content": "?"}]
+        try:
+            return "" if self.template is None else self._rendered([*messages, *more])
+        except BadInput:
+            return ""
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
         try:
             text = self._compiled.render(
                 messages=[*messages], tools=None, documents=None, add_generation_prompt=True, **self.special
@@ -113,7 +136,7 @@ class Tokenizer:
             raise BadInput(f"tokenizer {self.name!r}: its chat template fails: {hub.reason(error)}") from None
         if not text:
             raise BadInput(f"tokenizer {self.name!r}: its chat template makes an empty prompt")
-        return self.ids(text)
+        return text
 
     def _plain(self, messages: Sequence[Message]) -> list[int]:
         said = (self.ids(f"{one['role']}:") + self.ids(one["content"]) + self.ids("\n") for one in messages)
@@ -249,27 +272,23 @@ def found(exchanges: Sequence[Exchange]) -> Found:
 
     A prompt that begins with the whole prompt and reply of an earlier exchange of its session has that reply
     as `reply:ID`; of several such exchanges the longest counts, then the latest. The id of any other segment
-    is `text:` and 16 hex digits of SHA-256 over the token ids from the beginning of the prompt to its end,
-    little-endian in 32 bits; a reply in between counts by its segment's id.
+    is `text:` and 16 hex digits of SHA-256 over the token ids from the beginning of the prompt to its end and
+    then its length, so that it says begin and end; all are little-endian in 32 bits, and a reply in between
+    counts by its segment's id.
     """
     prompts = [np.asarray(exchange.prompt, np.int32) for exchange in exchanges]
     parents = _parents(exchanges, prompts)
-    tree = _Tree([f"{REPLY}{exchange.id}" for exchange in exchanges])
+    tree = Tree([f"{REPLY}{exchange.id}" for exchange in exchanges])
     segments = tree.cut(_marked(exchanges, prompts, parents))
     after: list[tuple[str, ...]] = [() if parent is None else (exchanges[parent].id,) for parent in parents]
     return Found(segments, after, tree.tokens)
 
 
-def _key(ids: NDArray[Any]) -> bytes:
-    """Sorts as the ids do, and begins with the key of what they begin with."""
-    return ids.astype(">u4").tobytes()
-
-
 def _parents(exchanges: Sequence[Exchange], prompts: Sequence[Ids]) -> list[int | None]:
     """The exchange that each prompt goes on from: what begins a text stands before it in sorted order."""
-    asked = [(one.session, _key(prompts[i]), True, i) for i, one in enumerate(exchanges) if one.session]
+    asked = [(one.session, key_of(prompts[i]), True, i) for i, one in enumerate(exchanges) if one.session]
     said = [
-        (session, key + _key(np.asarray(exchanges[i].reply, np.int32)), False, i)
+        (session, key + key_of(np.asarray(exchanges[i].reply, np.int32)), False, i)
         for session, key, _, i in asked
         if len(exchanges[i].reply)
     ]
@@ -285,10 +304,6 @@ def _parents(exchanges: Sequence[Exchange], prompts: Sequence[Ids]) -> list[int 
     return parents
 
 
-_MARK = 2**31
-"""Stands, plus the place of an exchange, for each token of the reply to it: no token id is as high."""
-
-
 def _marked(
     exchanges: Sequence[Exchange], prompts: Sequence[Ids], parents: Sequence[int | None]
 ) -> list[NDArray[np.uint32]]:
@@ -299,83 +314,6 @@ def _marked(
         if parent is not None:
             begin = len(prompts[parent])
             ids[:begin] = marked[parent]
-            ids[begin : begin + len(exchanges[parent].reply)] = _MARK + parent
+            ids[begin : begin + len(exchanges[parent].reply)] = MARK + parent
         marked.append(ids)
     return marked
-
-
-class _Node(NamedTuple):
-    """A place where prompts part or end: how deep, the segments from the beginning, and their digest."""
-
-    depth: int
-    segments: tuple[Segment, ...]
-    sha: _Hash
-
-
-class _Tree:
-    """The radix tree of sequences, walked from left to right; `replies` are the segments marks stand for."""
-
-    def __init__(self, replies: Sequence[str]) -> None:
-        self.replies = replies
-        self.tokens: dict[str, Ids] = {}
-
-    def cut(self, sequences: Sequence[NDArray[np.uint32]]) -> list[tuple[Segment, ...]]:
-        """The segments of each sequence."""
-        order = sorted(range(len(sequences)), key=lambda i: _key(sequences[i]))
-        shared = [0, *(_common(sequences[a], sequences[b]) for a, b in pairwise(order)), 0]
-        lower = _next_lower(shared)
-        found: list[tuple[Segment, ...]] = [()] * len(sequences)
-        path = [_Node(0, (), sha256())]
-        for place, index in enumerate(order):
-            while path[-1].depth > shared[place]:
-                path.pop()
-            for depth in (*_partings(shared, lower, place + 1, path[-1].depth), len(sequences[index])):
-                if depth > path[-1].depth:
-                    path.append(self._grown(path[-1], sequences[index][path[-1].depth : depth]))
-            found[index] = path[-1].segments
-        return found
-
-    def _grown(self, node: _Node, edge: NDArray[np.uint32]) -> _Node:
-        sha, segments = node.sha.copy(), [*node.segments]
-        changes = np.flatnonzero(np.diff(np.where(edge < _MARK, 0, edge))) + 1
-        for run in np.split(edge, changes):
-            segments.append(Segment(self._named(run, sha), len(run)))
-        return _Node(node.depth + len(edge), tuple(segments), sha)
-
-    def _named(self, run: NDArray[np.uint32], sha: _Hash) -> str:
-        """The id of a text or of a whole reply, which goes into the digest."""
-        if run[0] >= _MARK:
-            reply = self.replies[int(run[0]) - _MARK]
-            sha.update(reply.encode())
-            return reply
-        sha.update(run.astype("<u4").tobytes())
-        text = f"{TEXT}{sha.hexdigest()[:16]}"
-        self.tokens[text] = run.astype(np.int32)
-        return text
-
-
-def _common(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> int:
-    """How many ids both begin with."""
-    length = min(len(one), len(other))
-    differ = one[:length] != other[:length]
-    return int(differ.argmax()) if differ.any() else length
-
-
-def _next_lower(numbers: Sequence[int]) -> list[int]:
-    """For each number the place of the next lower one; the last place where there is none."""
-    found = [len(numbers) - 1] * len(numbers)
-    waiting: list[int] = []
-    for place, number in enumerate(numbers):
-        while waiting and numbers[waiting[-1]] > number:
-            found[waiting.pop()] = place
-        waiting.append(place)
-    return found
-
-
-def _partings(shared: Sequence[int], lower: Sequence[int], place: int, above: int) -> list[int]:
-    """The depths beyond `above` at which the sequence before `place` parts from later ones, ascending."""
-    depths = []
-    while shared[place] > above:
-        depths.append(shared[place])
-        place = lower[place]
-    return depths[::-1]
