@@ -207,7 +207,7 @@ def _groups(limits: Limits, unseen: bool) -> Iterator[Group]:
     for batch in batches:
         for context in limits.contexts(batch):
             yield Group((Prompt(context, DECODE_STEPS),) * batch)
-        if batch < limits.running:
+        if lengths and batch < limits.running:
             yield _mixed(limits, batch, lengths)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -105,6 +105,7 @@ def shapes(found: fit.Fit, held_out: bool) -> set[tuple[Any, ...]]:
     pool=st.integers(64, 100_000),
     length=st.integers(64, 100_000),
 )
+@example(budget=1, running=3, pool=480, length=128)  # no length is left for the half that is held out
 @settings(max_examples=60, deadline=None)
 def test_what_runs_at_once_fits_the_engine(budget: int, running: int, pool: int, length: int) -> None:
     try:
